@@ -1,0 +1,1 @@
+"""Replicated groups: propose, linearizable reads, snapshots and membership over the native Raft host."""

@@ -1,0 +1,1 @@
+"""Decisions of replicated groups: no clock, socket, disk, asyncio or gRPC in here."""

@@ -1,0 +1,1 @@
+"""Deterministic commands over an ordered store: the core of every replica."""

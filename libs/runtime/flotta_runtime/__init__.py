@@ -1,0 +1,1 @@
+"""What every Flotta process needs: settings, logs, metrics, errors, auth, servers, supervised tasks."""

@@ -1,0 +1,204 @@
+"""The native half: one Raft host per process, holding every group of the process over one durable log.
+
+Every call takes and returns batches and lets go of the GIL. Ids are unsigned 64-bit integers.
+A replica id is `node_num << 32 | sequence` and is never used twice, so messages for all replicas of one
+node travel in one frame to that node.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, final
+
+__version__: Final[str]
+
+# Kinds of `Batch.applies`.
+APPLY_NORMAL: Final[int]  # payload: the proposed bytes
+APPLY_EMPTY: Final[int]  # payload: b""; a new leader's first entry
+APPLY_CONF: Final[int]  # payload: Membership after the change
+APPLY_SNAPSHOT: Final[int]  # payload: (Membership, manifest bytes); replaces all earlier state
+
+# Reasons in `Batch.dropped`: the proposal or read certainly had no effect.
+DROP_NOT_LEADER: Final[int]
+DROP_OVERLOADED: Final[int]  # bounded queues or the group's uncommitted bytes are full
+DROP_UNKNOWN_GROUP: Final[int]
+DROP_CONF_PENDING: Final[int]  # another membership change is not applied yet
+DROP_LOST: Final[int]  # another entry was committed at the proposal's index
+DROP_NO_LEADER: Final[int]  # a read before the term's first commit, or without a leader
+DROP_INVALID: Final[int]  # e.g. a membership change that Raft refuses
+
+# Roles in `Batch.roles` and `GroupStatus`.
+ROLE_FOLLOWER: Final[int]
+ROLE_CANDIDATE: Final[int]
+ROLE_LEADER: Final[int]
+ROLE_PRE_CANDIDATE: Final[int]
+
+class LogCorruption(Exception):
+    """The log is damaged before its end. The text names file and offset. Never raised for a torn tail."""
+
+class HostFailed(Exception):
+    """The host met a failed fsync, a panic or a broken invariant and is gone; the process must end."""
+
+class FailpointReached(Exception):
+    """Manual mode: an armed failpoint was reached; the simulated process is dead from here on."""
+
+@final
+class Membership:
+    voters: list[int]
+    learners: list[int]
+    voters_outgoing: list[int]
+
+@final
+class GroupStatus:
+    group: int
+    replica: int
+    role: int
+    term: int
+    vote: int
+    leader: int  # replica id, 0: none known
+    committed: int
+    delivered: int  # last index handed out in `Batch.applies`
+    first_index: int
+    last_index: int
+    log_bytes: int
+    membership: Membership
+    matched: dict[int, int]  # leader only: replica -> index known to be durable there
+    pending_snapshot: dict[int, int]  # leader only: replica -> index of the snapshot on its way
+    recent_active: dict[int, bool]  # leader only
+
+@final
+class LogStats:
+    frames: int
+    syncs: int
+    bytes: int
+    sync_ns: int
+    segments: int
+    rotations: int
+    removed: int
+    rewritten_entries: int
+
+@final
+class Batch:
+    """Everything that happened since the last poll. Items of one group are in order."""
+
+    # (node_num, frame): to be sent as they are; frames to one node must keep their order, may be lost.
+    messages: list[tuple[int, bytes]]
+    # (node_num, group, to_replica, from_replica, index, term, manifest, message): the application streams the
+    # snapshot named by the manifest, the receiver makes it durable, and only then `step`s `message`.
+    snapshot_messages: list[tuple[int, int, int, int, int, int, bytes, bytes]]
+    # (group, index, term, request_id, kind, payload): request_id is 0 unless this host incarnation proposed it.
+    applies: list[tuple[int, int, int, int, int, bytes | Membership | tuple[Membership, bytes]]]
+    # (group, role, term, leader_replica)
+    roles: list[tuple[int, int, int, int]]
+    # (group, read_id, index): linearizable once the state machine has applied `index`.
+    reads: list[tuple[int, int, int]]
+    # (group, request_or_read_id, reason, leader_replica or 0)
+    dropped: list[tuple[int, int, int, int]]
+    # groups whose leader needs a snapshot at or above the index: (group, minimum_index, to_replica)
+    snapshots_wanted: list[tuple[int, int, int]]
+    # (group, index): a cold group pins the log; flush its state and `compact` it.
+    compactions_wanted: list[tuple[int, int]]
+    # (group, name, number, text): created, removed, snapshot_stale, unknown_group, bad_message, …
+    events: list[tuple[int, str, int, str]]
+    def __bool__(self) -> bool: ...
+
+@final
+class SimDisk:
+    """An in-memory file layer for simulation. What was not synced may be lost, torn or reordered at a crash."""
+
+    def __init__(self, seed: int) -> None: ...
+    def crash(self) -> dict[str, int]:
+        """Drop, tear or keep each unsynced write, by the seed. Returns counts: lost, torn, kept."""
+    def reset_faults(self) -> None: ...
+    def fail_sync_after(self, syncs: int) -> None:
+        """The given number of syncs succeed, the next one fails."""
+    def fill_up_after(self, bytes: int) -> None:
+        """Writes beyond this many bytes fail with ENOSPC."""
+    def flip_bit(self, path: str, offset: int) -> None: ...
+    def files(self) -> dict[str, int]: ...
+    def unsynced_bytes(self) -> int: ...
+
+@final
+class RaftHost:
+    def __init__(
+        self,
+        node_num: int,
+        dir: str,
+        *,
+        applied: Mapping[int, int],
+        mode: Literal["threaded", "manual"] = "threaded",
+        disk: SimDisk | None = None,
+        seed: int = 0,
+        tick_ms: int = 100,
+        election_ticks: int = 10,
+        heartbeat_ticks: int = 2,
+        pre_vote: bool = True,
+        check_quorum: bool = True,
+        segment_bytes: int = 64 << 20,
+        entry_bytes_max: int = 32 << 20,
+        message_bytes_max: int = 1 << 20,
+        inflight_messages_max: int = 256,
+        uncommitted_bytes_max: int = 64 << 20,
+        inbox_bytes_max: int = 256 << 20,
+        outbox_bytes_max: int = 256 << 20,
+        snapshot_timeout_ticks: int = 600,
+    ) -> None:
+        """Open the log and recover every group in it.
+
+        `applied` is each group's durable applied index in the state machine: the recovered commit index is at
+        least that. Raises LogCorruption, OSError, or ValueError naming the bad option.
+        """
+    def notify_fd(self) -> int:
+        """An eventfd, readable while `poll` has something. Threaded mode."""
+    def start(self) -> None: ...
+    def stop(self, timeout_ms: int = 10_000) -> None:
+        """Stop the thread after its current round; idempotent."""
+    def groups(self) -> list[int]: ...
+    def tombstones(self) -> dict[int, list[int]]:
+        """group -> replica ids of this node that were removed for good."""
+    def status(self, groups: Sequence[int] | None = None) -> list[GroupStatus]:
+        """A snapshot taken between rounds."""
+    def pending_install(self, group: int) -> tuple[int, int, Membership, bytes] | None:
+        """(index, term, membership, manifest) of a snapshot the log accepted but `applied` does not cover."""
+    def create_group(self, group: int, replica: int, voters: Sequence[int]) -> None:
+        """Create a replica. With voters: a birth replica, all of whose voters start from index 1, term 1.
+        Without: empty and non-voting until a snapshot tells it its membership. ValueError if the group exists,
+        if the replica is tombstoned, or if `voters` is not empty and lacks `replica`.
+        Durable when the `created` event is polled."""
+    def remove_group(self, group: int) -> None:
+        """Forget a group and tombstone its replica id, durably before the `removed` event is polled."""
+    def propose_many(self, proposals: Sequence[tuple[int, int, bytes]]) -> None:
+        """(group, request_id, payload); request ids are non-zero and never reused by this object."""
+    def read_index_many(self, reads: Sequence[tuple[int, int]]) -> None:
+        """(group, read_id). Works on followers too. A read may vanish on a leader change: time out and retry
+        under a new id."""
+    def step(self, frame: bytes) -> None:
+        """Take messages from another host. Damaged or foreign ones become events, and change nothing."""
+    def transfer_leader(self, group: int, to_replica: int) -> None: ...
+    def campaign(self, group: int) -> None: ...
+    def change_membership(
+        self, group: int, request_id: int, changes: Sequence[tuple[Literal["voter", "learner", "remove"], int]]
+    ) -> None:
+        """One change is a simple one; several are one joint change that leaves by itself."""
+    def snapshot_ready(self, group: int, index: int, manifest: bytes) -> None:
+        """The application built a snapshot at exactly `index`; a `snapshot_stale` event asks for a newer one."""
+    def report_snapshot(self, group: int, to_replica: int, ok: bool) -> None: ...
+    def report_unreachable(self, node_num: int) -> None: ...
+    def compact(self, group: int, index: int) -> None:
+        """Entries up to `index` are durable in the state machine and may go."""
+    def set_priority(self, group: int, priority: int) -> None: ...
+    def poll(self) -> Batch:
+        """Raises HostFailed once the host is gone, LogCorruption never."""
+    def log_stats(self) -> LogStats: ...
+    # Manual mode only.
+    def tick(self, ticks: int = 1) -> None: ...
+    def drive(self) -> int:
+        """Run rounds until nothing is ready; returns their number. Raises FailpointReached, HostFailed."""
+    def arm_failpoint(self, name: str, hits: int = 1) -> None:
+        """Die at the `hits`-th time the named point is passed."""
+    def log_entries(self, group: int, low: int, high: int) -> list[tuple[int, int, int, bytes]]:
+        """(index, term, kind, payload) for checkers."""
+
+FAILPOINTS: Final[tuple[str, ...]]
+"""raft.before_append, raft.after_append, raft.before_sync, raft.after_sync, raft.before_send, raft.before_deliver,
+raft.before_rotate, raft.after_rotate, raft.before_compact_record, raft.before_segment_remove,
+raft.after_snapshot_record, raft.before_create_record, raft.before_remove_record.
+In threaded mode FLOTTA_FAILPOINTS="raft.before_sync=abort@3" ends the process at the third pass."""

@@ -1,0 +1,1 @@
+"""The coordinator: owns the shard map."""

@@ -1,0 +1,1 @@
+"""The gateway: routes client requests to shard leaders."""

@@ -1,0 +1,1 @@
+"""The storage node: replicas of many shards in one process."""
