@@ -1,0 +1,114 @@
+# Flotta: `make up` runs everything, `make test` proves it, `make help` lists the rest.
+#
+# Sizes and ports come from the environment: N_COORDINATORS N_NODES N_GATEWAYS NUM_SHARDS RF
+# COORDINATOR_BASE_PORT NODE_BASE_PORT GATEWAY_PORT ADMIN_PORT DATA_DIR LOG_DIR.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+CLUSTER := $(PYTHON) scripts/local_cluster.py
+
+# What an install is made from; a change to any of it makes the next build do its work again.
+NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*') native/Cargo.toml native/Cargo.lock native/flotta_native.pyi native/pyproject.toml
+PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
+
+.PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
+	test test-python test-native sim sim-planted bench compose-test proto docs wheels
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+up: setup build run-cluster bootstrap-cluster smoke-test ## everything: tools, build, cluster, bootstrap, smoke test
+	@scripts/next_steps.sh
+
+setup: ## check the tools, make the virtual environment
+	@scripts/check_tools.sh
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	@$(PYTHON) -m pip --version >/dev/null
+
+build: $(VENV)/.packages $(VENV)/.native ## the native half and the Python packages, into the virtual environment
+
+$(VENV)/.packages: $(PROTO_SOURCES)
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet --requirement constraints.txt
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.native: $(NATIVE_SOURCES) | $(VENV)/.packages
+	rm -rf build/native
+	$(VENV)/bin/maturin build --quiet --release --locked --manifest-path native/Cargo.toml --interpreter $(abspath $(PYTHON)) --out build/native
+	$(PYTHON) -m pip install --quiet --no-deps --force-reinstall build/native/*.whl
+	@touch $@
+
+proto: ## generate the protobuf stubs anew
+	$(PYTHON) hatch_build.py
+
+run-cluster: build ## start what is missing of the local cluster
+	@$(CLUSTER) start
+
+bootstrap-cluster: ## register the nodes and create the shards over HTTP (safe to repeat)
+	@$(CLUSTER) bootstrap
+
+smoke-test: ## put and get through every gateway
+	@$(CLUSTER) smoke
+
+stop: ## stop the local cluster; data stays
+	@$(CLUSTER) stop
+
+cluster-status: ## what runs and what answers
+	@$(CLUSTER) status
+
+logs: ## the last lines of every log
+	@$(CLUSTER) logs
+
+wipe-data: ## delete the local cluster's data and logs (it must be stopped)
+	@$(CLUSTER) wipe
+
+clean: ## stop the cluster and delete everything that was built
+	@if [ -x $(PYTHON) ] && [ -d data/pids ]; then $(CLUSTER) stop; fi
+	rm -rf build dist native/target bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -rf $(VENV)
+
+format: build ## put all sources into the house style
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+	cargo fmt --manifest-path native/Cargo.toml
+
+lint: build ## style, types and import rules
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	cargo fmt --check --manifest-path native/Cargo.toml
+
+test: ## everything CI runs, on a fresh machine too
+	@scripts/test.sh
+
+test-native: ## the Rust tests and clippy
+	scripts/test_native.sh
+
+test-python: build ## unit, transcripts, simulation, integration and end to end, without containers
+	$(PYTHON) -m pytest
+
+sim: build ## SEEDS=n: that many fresh seeds; SEED=k: replay one exactly and print its transcript
+	$(PYTHON) tests/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),50))
+
+sim-planted: build ## plant known bugs, one at a time, and count the seeds until the simulator finds each
+	$(PYTHON) tests/simulation/planted.py
+
+bench: build ## Put/Get through the gateway beside etcd, in one run
+	scripts/setup_bench.sh
+	$(PYTHON) bench/run.py
+
+wheels: build ## every wheel that a server image needs, into dist/wheels
+	rm -rf dist/wheels && mkdir -p dist/wheels
+	$(PYTHON) -m pip wheel --quiet --wheel-dir dist/wheels --constraint constraints.txt --find-links build/native ".[server]"
+
+compose-test: wheels ## the docker-compose cluster, on a real engine, end to end
+	$(PYTHON) scripts/compose_test.py
+
+docs: build ## generate the configuration reference
+	$(PYTHON) scripts/gen_config_docs.py

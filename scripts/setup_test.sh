@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Installs what the tests need beyond the build: a container engine with compose, debootstrap, network tools, grpcurl.
+set -euo pipefail
+packages=()
+want() { command -v "$1" >/dev/null 2>&1 || [ -x "$1" ] || packages+=("$2"); }
+# Debian's own docker client: a newer one without buildx falls back to the builder that pulls every base.
+want /usr/bin/docker docker.io
+want /usr/sbin/dockerd docker.io
+want docker-compose docker-compose
+want debootstrap debootstrap
+want iptables iptables
+want ip iproute2
+want mkfs.ext4 e2fsprogs
+want xfs_io xfsprogs
+if [ ${#packages[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+        echo "the tests need these Debian packages: ${packages[*]}" >&2
+        exit 1
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+if ! command -v grpcurl >/dev/null 2>&1 && [ ! -x "$(go env GOPATH 2>/dev/null)/bin/grpcurl" ]; then
+    command -v go >/dev/null 2>&1 || { echo "the tests need Go, for grpcurl" >&2; exit 1; }
+    go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+fi
