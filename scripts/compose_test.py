@@ -40,7 +40,7 @@ def run(*command: str, seconds: float = 300, **more: Any) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT, **more)
     if done.returncode != 0:
         raise SystemExit(f"error: {' '.join(command)[:200]} exited {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    return str(done.stdout)
 
 
 def answers(*command: str, seconds: float = 30) -> bool:
