@@ -1,0 +1,137 @@
+"""HTTP inside a service: uvicorn without its signal handling, and the small endpoint every service has.
+
+/livez says the process turns its event loop, /readyz whether it can do its work and why not, /metrics is for
+Prometheus. Connections are bounded, and bodies are never read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from typing import Any
+
+import uvicorn
+
+from flotta_runtime.errors import StartupError
+from flotta_runtime.metrics import CONTENT_TYPE, Metrics
+from flotta_runtime.settings import split_address
+
+Readiness = Callable[[], tuple[bool, str]]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn that leaves signals to `run.py` and tells when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
+class HttpServer:
+    """Serves an ASGI app on `listen` (host:port, port 0 picks one) from `start()` until `stop()`."""
+
+    def __init__(self, app: AsgiApp, listen: str, *, connections_max: int = 256, grace_ms: int = 2_000) -> None:
+        self.listen = listen
+        self.port = 0
+        self._task: asyncio.Task[None] | None = None
+        self._socket: socket.socket | None = None
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                loop="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=connections_max,
+                limit_concurrency=connections_max,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=max(1, grace_ms // 1000),
+            )
+        )
+
+    async def start(self) -> int:
+        """Bind and serve; returns the port. StartupError names the address when it cannot be had."""
+        host, port = split_address(self.listen)
+        self._socket = _bind(host, port, self.listen)
+        self.port = self._socket.getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve([self._socket]), name=f"http.{self.port}")
+        ready = asyncio.create_task(self._server.ready.wait())
+        await asyncio.wait([ready, self._task], return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            ready.cancel()
+            self._task.result()
+            raise StartupError(f"the HTTP server on {self.listen} ended while it started")
+        return self.port
+
+    async def stop(self) -> None:
+        """Close the port and let open requests finish within the grace time."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+            self._task = None
+        if self._socket is not None:
+            self._socket.close()
+
+
+def _bind(host: str, port: int, listen: str) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartupError(f"the HTTP address {listen} cannot be used: {error.strerror or error}") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.setblocking(False)
+    except OSError as error:
+        bound.close()
+        raise StartupError(f"cannot listen on {listen} for HTTP: {error.strerror or error}") from error
+    return bound
+
+
+def status_app(metrics: Metrics, readiness: Readiness) -> AsgiApp:
+    """The ASGI app with /livez, /readyz and /metrics; `readiness()` is (is it ready, why or why not)."""
+
+    def answer(method: str, path: str) -> tuple[int, str, bytes]:
+        if path not in ("/livez", "/readyz", "/metrics"):
+            return 404, "application/json", b'{"error":"not found; there are /livez, /readyz and /metrics"}\n'
+        if method not in ("GET", "HEAD"):
+            return 405, "application/json", b'{"error":"method not allowed; use GET"}\n'
+        if path == "/metrics":
+            return 200, CONTENT_TYPE, metrics.render()
+        ready, reason = (True, "alive") if path == "/livez" else readiness()
+        body = json.dumps({"status": "ok" if ready else "unavailable", "reason": reason}) + "\n"
+        return 200 if ready else 503, "application/json", body.encode()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        status, content_type, body = answer(scope["method"], scope["path"])
+        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+        if status == 405:
+            headers.append((b"allow", b"GET, HEAD"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    return app
+
+
+def status_server(metrics: Metrics, readiness: Readiness, listen: str) -> HttpServer:
+    """The endpoint of a service, ready to `start()`."""
+    return HttpServer(status_app(metrics, readiness), listen, connections_max=64, grace_ms=1_000)

@@ -1,0 +1,203 @@
+"""gRPC servers and channels as every service makes them.
+
+Each handler is wrapped once, when its service is added: token check, call metrics, errors to status and trailers.
+(The same as interceptors, without a coroutine per interceptor and call.) Health v1 and reflection v1alpha + v1 are
+on every port. A second server on a port fails loudly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from flotta_runtime import fatal
+from flotta_runtime.auth import TokenCheck
+from flotta_runtime.errors import StartupError
+from flotta_runtime.handlers import CallMetrics, HandlerWrapper
+from flotta_runtime.metrics import Metrics
+from flotta_runtime.settings import join_address, split_address
+
+MESSAGE_BYTES_MAX = 17 * 1024 * 1024  # a 16 MiB value, its key and the envelope
+METADATA_BYTES_MAX = 64 * 1024
+REFLECTION_SERVICES = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
+HEALTH_SERVICE = "grpc.health.v1.Health"
+
+Service = tuple[Callable[[Any, Any], None], object, str]
+"""(add_XServicer_to_server, servicer, full service name)"""
+
+
+def server_options(message_bytes_max: int = MESSAGE_BYTES_MAX) -> list[tuple[str, Any]]:
+    """Channel arguments of our servers."""
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", message_bytes_max),
+        ("grpc.max_send_message_length", message_bytes_max),
+        ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+        # Clients may ping when they like: a client behind a NAT must not be answered GOAWAY too_many_pings.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+        ("grpc.http2.max_ping_strikes", 0),
+        # And a client that is gone without a FIN is noticed.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def channel_options(message_bytes_max: int = MESSAGE_BYTES_MAX) -> list[tuple[str, Any]]:
+    """Channel arguments of our clients: limits as the servers', quick reconnects, no sharing of connections."""
+    return [
+        ("grpc.max_receive_message_length", message_bytes_max),
+        ("grpc.max_send_message_length", message_bytes_max),
+        ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.min_reconnect_backoff_ms", 50),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),  # a retry is our decision, never the transport's
+        ("grpc.service_config_disable_resolution", 1),
+    ]
+
+
+class Channel:
+    """A client connection: `.grpc` for stubs, `.metadata` (the internal token) to pass with each call, `close()`."""
+
+    __slots__ = ("address", "grpc", "metadata")
+
+    def __init__(self, address: str, token: str | None, message_bytes_max: int) -> None:
+        from flotta_runtime.auth import token_metadata
+
+        self.address = address
+        self.metadata = token_metadata(token)
+        self.grpc = grpc.aio.insecure_channel(address, options=channel_options(message_bytes_max))
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        await self.grpc.close()
+
+
+def channel(address: str, token: str | None = None, *, message_bytes_max: int = MESSAGE_BYTES_MAX) -> Channel:
+    """A connection to `address` (host:port). Connects when first used."""
+    return Channel(address, token, message_bytes_max)
+
+
+class GrpcServer:
+    """One gRPC port. Make it with `build_server`, then `await start()` (the bound port) and `await stop(grace_ms)`."""
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        listen: str,
+        token: str,
+        *,
+        metrics: Metrics | None = None,
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
+        calls_max: int | None = None,
+        on_fatal: fatal.OnFatal = fatal.die,
+    ) -> None:
+        self.listen = listen
+        self.port = 0
+        self.services = tuple(name for _, _, name in services)
+        self._server = grpc.aio.server(options=server_options(message_bytes_max), maximum_concurrent_rpcs=calls_max)
+        wrapper = HandlerWrapper(TokenCheck(token), CallMetrics(metrics) if metrics is not None else None, on_fatal)
+        for add, servicer, _ in services:
+            add(servicer, _Wrapping(self._server, wrapper))
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._add_reflection((*self.services, HEALTH_SERVICE, *REFLECTION_SERVICES))
+
+    def _add_reflection(self, names: tuple[str, ...]) -> None:
+        servicer = reflection.aio.ReflectionServicer(names)
+        # v1 and v1alpha have the same messages under other package names.
+        handler = grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        self._server.add_generic_rpc_handlers(
+            [
+                grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler})
+                for name in REFLECTION_SERVICES
+            ]
+        )
+
+    async def start(self) -> int:
+        """Bind and serve. StartupError, naming the address, when another process has the port."""
+        host, _ = split_address(self.listen)
+        try:
+            self.port = self._server.add_insecure_port(self.listen)
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {self.listen} for gRPC: is another process using this port?"
+            ) from error
+        if self.port == 0:
+            raise StartupError(f"cannot listen on {self.listen} for gRPC: is another process using this port?")
+        self.listen = join_address(host, self.port)
+        for name in self.services:
+            await self.set_serving(name, serving=True)
+        await self._server.start()
+        return self.port
+
+    async def set_serving(self, service: str, *, serving: bool) -> None:
+        """Set what grpc.health.v1 says of one service ("" is the whole server)."""
+        value = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(service, value)
+
+    async def stop(self, grace_ms: int = 2_000) -> None:
+        """Answer NOT_SERVING, take no new calls, let the running ones finish within `grace_ms`, then cut them off."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_ms / 1000 if grace_ms else None)
+
+
+class _Wrapping:
+    """Stands in for a grpc.aio.Server while a service adds itself, and wraps what it adds."""
+
+    def __init__(self, server: grpc.aio.Server, wrapper: HandlerWrapper) -> None:
+        self._server = server
+        self._wrapper = wrapper
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Generated code calls this and the next; the second carries the same methods by name, so this one is enough
+        to ignore: a handler in both places would be served from the unwrapped one."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        wrapped = {name: self._wrapper.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, wrapped)])
+
+
+def build_server(
+    services: Sequence[Service],
+    *,
+    listen: str,
+    token: str,
+    metrics: Metrics | None = None,
+    message_bytes_max: int = MESSAGE_BYTES_MAX,
+    calls_max: int | None = None,
+    on_fatal: fatal.OnFatal = fatal.die,
+) -> GrpcServer:
+    """A server for `services`: (add_XServicer_to_server, servicer, "package.Service") each.
+
+    Protected methods (auth.py) need `token`. A handler raises FlottaErrors; it never aborts by hand. Above
+    `calls_max` calls in flight the server answers RESOURCE_EXHAUSTED. `on_fatal` is called with an InvariantError
+    (or any other non-Exception) raised by a handler; by default it ends the process.
+    """
+    return GrpcServer(
+        services,
+        listen,
+        token,
+        metrics=metrics,
+        message_bytes_max=message_bytes_max,
+        calls_max=calls_max,
+        on_fatal=on_fatal,
+    )
