@@ -5,6 +5,7 @@ What is killed stays dead until `start`, which starts only what is missing. All 
 another program is never signalled. Uses the standard library only: it runs before anything is installed.
 
     python scripts/local_cluster.py start|stop|status|bootstrap|smoke|wipe|logs
+    python scripts/local_cluster.py start gateway node-2      only these
 """
 
 from __future__ import annotations
@@ -185,9 +186,12 @@ def environment(layout: Layout) -> dict[str, str]:
 # --- commands --------------------------------------------------------------------------------------------------
 
 
-def start(layout: Layout) -> None:
+def start(layout: Layout, only: list[str]) -> None:
     """Start what is missing, then wait until every port answers."""
-    wanted = members(layout)
+    known = members(layout)
+    if strangers := set(only) - {member.name for member in known}:
+        raise ClusterError(f"no such member: {', '.join(sorted(strangers))}")
+    wanted = [member for member in known if not only or member.name in only]
     (layout.data / "pids").mkdir(parents=True, exist_ok=True)
     layout.logs.mkdir(parents=True, exist_ok=True)
     variables = environment(layout)
@@ -336,13 +340,18 @@ def display(path: Path) -> str:
 
 
 def main() -> int:
-    steps = (start, stop, status, bootstrap, smoke, wipe, logs)
+    steps = (stop, status, bootstrap, smoke, wipe, logs)
     commands: dict[str, Callable[[Layout], int | None]] = {step.__name__: step for step in steps}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=commands)
-    command = parser.parse_args().command
+    parser.add_argument("command", choices=["start", *commands])
+    parser.add_argument("only", nargs="*", help="with start: these members only")
+    given = parser.parse_args()
     try:
-        return commands[command](Layout.from_environment()) or 0
+        layout = Layout.from_environment()
+        if given.command == "start":
+            start(layout, given.only)
+            return 0
+        return commands[given.command](layout) or 0
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

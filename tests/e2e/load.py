@@ -1,0 +1,112 @@
+"""Load whose every acknowledgement is remembered: one writer per key, values that only count up.
+
+Because a key has one writer that waits for each answer, the value read later must be the last acknowledged one, or
+one whose outcome was unknown and that was tried after it. Anything else is a lost or invented write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import grpc.aio
+from flotta_proto.kvdb import gateway_pb2
+from process_cluster import Client
+
+OK = gateway_pb2.Status.OK
+CERTAINLY_NOT = {
+    gateway_pb2.Status.UNAVAILABLE,
+    gateway_pb2.Status.NOT_LEADER,
+    gateway_pb2.Status.SHARD_MOVED,
+    gateway_pb2.Status.RATE_LIMITED,
+}
+
+
+@dataclass
+class KeyRecord:
+    """What one writer knows of its key."""
+
+    acknowledged: int = 0
+    maybe: set[int] = field(default_factory=set)
+    version: int = 0
+
+    def allows(self, value: int) -> bool:
+        return value == self.acknowledged or value in self.maybe
+
+
+@dataclass
+class Load:
+    """Writers over keys, through several gateways; `acks` holds the monotonic time of every acknowledgement."""
+
+    addresses: list[str]
+    keys: list[bytes]
+    records: dict[bytes, KeyRecord] = field(default_factory=dict)
+    acks: dict[bytes, list[float]] = field(default_factory=dict)
+    version_regressions: list[str] = field(default_factory=list)
+    stopping: bool = False
+
+    def __post_init__(self) -> None:
+        for key in self.keys:
+            self.records.setdefault(key, KeyRecord())
+            self.acks.setdefault(key, [])
+
+    async def run(self) -> None:
+        clients = [Client(address) for address in self.addresses]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for n, key in enumerate(self.keys):
+                    group.create_task(self._write(key, clients, n))
+        finally:
+            for client in clients:
+                await client.close()
+
+    async def _write(self, key: bytes, clients: list[Client], turn: int) -> None:
+        record, value = self.records[key], self.records[key].acknowledged
+        while not self.stopping:
+            value, turn = value + 1, turn + 1
+            try:
+                reply = await clients[turn % len(clients)].put(key, b"%d" % value, timeout=3)
+            except grpc.aio.AioRpcError:
+                record.maybe.add(value)
+                await asyncio.sleep(0.02)
+                continue
+            if reply.status.code == OK:
+                if reply.version <= record.version:
+                    self.version_regressions.append(f"{key!r}: {record.version} then {reply.version}")
+                record.acknowledged, record.version = value, reply.version
+                record.maybe = {attempt for attempt in record.maybe if attempt > value}
+                self.acks[key].append(time.monotonic())
+            else:
+                if reply.status.code not in CERTAINLY_NOT:
+                    record.maybe.add(value)
+                await asyncio.sleep(0.02)
+
+    def total(self) -> int:
+        return sum(len(times) for times in self.acks.values())
+
+    def gap_after(self, moment: float, keys: list[bytes]) -> float:
+        """The longest silence, over the given keys, of an interval that reaches past `moment`."""
+        longest = 0.0
+        for key in keys:
+            before = [t for t in self.acks[key] if t <= moment]
+            after = [t for t in self.acks[key] if t > moment]
+            if not after:
+                raise AssertionError(f"no write of {key!r} succeeded after the kill")
+            longest = max(longest, after[0] - (before[-1] if before else moment))
+        return longest
+
+    async def verify(self, address: str) -> int:
+        """Read every key; returns how many were checked. AssertionError names each lost or invented write."""
+        client, wrong = Client(address), []
+        try:
+            for key, record in self.records.items():
+                reply = await client.get(key, timeout=10)
+                value = int(reply.kv.value) if reply.status.code == OK else 0
+                if not record.allows(value):
+                    wrong.append(f"{key!r}: read {value}, acknowledged {record.acknowledged}, maybe {record.maybe}")
+        finally:
+            await client.close()
+        if wrong or self.version_regressions:
+            raise AssertionError("\n".join([*wrong, *self.version_regressions]))
+        return len(self.records)

@@ -1,0 +1,212 @@
+"""A real cluster for one test: processes, ports and folders of its own, driven by the script that `make up` uses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from flotta_proto.flotta import storage_pb2, storage_pb2_grpc
+from flotta_proto.kvdb import coordinator_pb2, coordinator_pb2_grpc, gateway_pb2, gateway_pb2_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+HTTP_OFFSET = 10_000
+
+
+def free_base_port(count: int) -> int:
+    """The first of `count` consecutive ports that are free, and whose HTTP twins are."""
+    seed = 21_000 + os.getpid() % 2_000
+    for base in [*range(seed, 30_000, count), *range(21_000, seed, count)]:
+        if all(_free(port) and _free(port + HTTP_OFFSET) for port in range(base, base + count)):
+            return base
+    raise RuntimeError("no free ports between 21000 and 30000")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+class ProcessCluster:
+    """Coordinators, nodes, gateways and admin as real processes under `folder`."""
+
+    def __init__(self, folder: Path, *, nodes: int = 3, shards: int = 4, gateways: int = 2) -> None:
+        base = free_base_port(16)
+        self.coordinator_port, self.node_port = base, base + 4
+        self.gateway_port, self.admin_port = base + 10, base + 14
+        self.coordinators, self.nodes, self.gateways = 3, nodes, gateways
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "N_COORDINATORS": "3",
+            "N_NODES": str(nodes),
+            "N_GATEWAYS": str(gateways),
+            "NUM_SHARDS": str(shards),
+            "RF": "3",
+            "COORDINATOR_BASE_PORT": str(self.coordinator_port),
+            "NODE_BASE_PORT": str(self.node_port),
+            "GATEWAY_PORT": str(self.gateway_port),
+            "ADMIN_PORT": str(self.admin_port),
+            "DATA_DIR": str(folder / "data"),
+            "LOG_DIR": str(folder / "logs"),
+        }
+        self.environment.pop("KVDB_INTERNAL_GRPC_TOKEN", None)
+        self.environment.pop("KVDB_ADMIN_SECURITY_API_KEY", None)
+
+    # --- processes ---
+
+    async def command(self, *words: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(ROOT / "scripts" / "local_cluster.py"), *words),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), 120)
+        text = output.decode()
+        if process.returncode != 0:
+            raise RuntimeError(f"{words} failed:\n{text}\n{self.tails()}")
+        return text
+
+    def pid(self, name: str) -> int:
+        return int((self.folder / "data" / "pids" / f"{name}.pid").read_text().split()[0])
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            os.kill(self.pid(name), signal.SIGKILL)
+
+    def members(self) -> list[str]:
+        return sorted(path.stem for path in (self.folder / "data" / "pids").glob("*.pid"))
+
+    def tails(self) -> str:
+        logs = sorted((self.folder / "logs").glob("*.log"))
+        return "\n".join(f"==> {p.name}\n" + "\n".join(p.read_text().splitlines()[-8:]) for p in logs)
+
+    # --- the admin API ---
+
+    def admin_sync(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        key = (self.folder / "data" / "admin-api-key").read_text().strip()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.admin_port}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"X-Admin-Api-Key": key, "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.code, json.load(refusal)
+
+    async def admin(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        return await asyncio.to_thread(self.admin_sync, method, path, body)
+
+    async def shards(self) -> dict[str, Any]:
+        status, shards = await self.admin("GET", "/admin/shards")
+        if status != 200:
+            raise RuntimeError(f"/admin/shards answered {status}: {shards}")
+        return {shard["shard_id"]: shard for shard in shards}
+
+    async def map_version(self) -> int:
+        _, body = await self.admin("GET", "/admin/cluster/shard-map/version")
+        return int(body["map_version"])
+
+    # --- gRPC ---
+
+    def gateway_address(self, number: int = 1) -> str:
+        return f"127.0.0.1:{self.gateway_port + number - 1}"
+
+    async def coordinator_leader(self) -> str:
+        """The id of the coordinator that leads, as the coordinators themselves say."""
+        for n in range(self.coordinators):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.coordinator_port + n}") as channel:
+                stub = coordinator_pb2_grpc.CoordinatorStub(channel)
+                try:
+                    answer = await stub.GetCoordinatorLeader(coordinator_pb2.GetCoordinatorLeaderRequest(), timeout=2)
+                except grpc.aio.AioRpcError:
+                    continue
+                if answer.is_leader:
+                    return answer.leader_id
+        raise RuntimeError("no coordinator says it leads")
+
+    async def digests(self) -> dict[str, dict[str, tuple[int, int, str]]]:
+        """shard -> node -> (applied index, keys, content hash), read from every node itself."""
+        token = (self.folder / "data" / "internal-grpc-token").read_text().strip()
+        found: dict[str, dict[str, tuple[int, int, str]]] = {}
+        for n in range(1, self.nodes + 1):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.node_port + n - 1}") as channel:
+                stub = storage_pb2_grpc.ShardsStub(channel)
+                metadata = (("x-kvdb-internal-token", token),)
+                answer = await stub.Digest(storage_pb2.DigestRequest(), timeout=30, metadata=metadata)
+            for replica in answer.replicas:
+                row = (replica.applied_index, replica.keys, replica.sha256.hex())
+                found.setdefault(replica.shard_id, {})[f"node-{n}"] = row
+        return found
+
+
+async def until(check: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """Repeat an async check until it answers something true."""
+    last: object = None
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    if last := await check():
+                        return last
+                except (RuntimeError, OSError, grpc.aio.AioRpcError) as error:
+                    last = error
+                await asyncio.sleep(0.1)
+    except TimeoutError as error:
+        raise AssertionError(f"{what}: not within {seconds} s; last: {last!r}") from error
+
+
+@asynccontextmanager
+async def running(folder: Path, **sizes: int) -> AsyncIterator[ProcessCluster]:
+    """A bootstrapped cluster; every process it started is stopped at the end."""
+    cluster = ProcessCluster(folder, **sizes)
+    try:
+        await cluster.command("start")
+        await cluster.command("bootstrap")
+        yield cluster
+    except BaseException:
+        print(cluster.tails())
+        raise
+    finally:
+        await cluster.command("stop")
+
+
+class Client:
+    """The smallest gateway client: one key/value call each, with the reply's code."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(
+            address, options=[("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        )
+        self.stub = gateway_pb2_grpc.KvGatewayStub(self.channel)
+
+    async def put(self, key: bytes, value: bytes, timeout: float = 5) -> gateway_pb2.PutResponse:
+        return await self.stub.Put(gateway_pb2.PutRequest(key=key, value=value), timeout=timeout)
+
+    async def get(self, key: bytes, timeout: float = 5) -> gateway_pb2.GetResponse:
+        options = gateway_pb2.ReadOptions(consistency=gateway_pb2.STRONG)
+        return await self.stub.Get(gateway_pb2.GetRequest(key=key, options=options), timeout=timeout)
+
+    async def close(self) -> None:
+        await self.channel.close()
