@@ -1,0 +1,129 @@
+"""The commands of a shard: `kv.write@1` and `kv.expire@1`, and the hook that moves its epoch.
+
+A whole run of writes costs one multi-get; each write then sees those before it through the overlay, and all land in one
+batch. Conditions, epoch and ownership are decided here, at apply, by the replicated state alone. Time is group time:
+a row whose `expire_ms` has come counts as absent for every condition, whether or not it has been swept.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from flotta_consensus.api import Members
+from flotta_embedded.api import Command, Overlay
+from flotta_embedded.codec import command_encoder
+from flotta_embedded.registry import Registry
+
+from . import keys
+from .rows import RowHeader, encode_row, header_of
+from .shard_state import ShardState, after_conf, birth_state, decode_state, encode_state
+from .writes import WRITE, WRITE_VERSION, Write, WriteKind, WriteResult, decode_write
+
+EXPIRE: Final = "kv.expire"
+EXPIRE_VERSION: Final = 1
+EXPIRE_ROWS_MAX: Final = 4096
+
+_EXPIRE_ARGS = struct.Struct(">I")
+_encode_expire = command_encoder(EXPIRE, EXPIRE_VERSION)
+
+
+class ExpireResult(NamedTuple):
+    """`swept` rows went; `more` are due and still there; group time is now `now_ms`."""
+
+    swept: int
+    more: bool
+    now_ms: int
+
+
+def new_registry() -> Registry:
+    """Everything a shard's replicas know how to do."""
+    registry = Registry()
+    registry.vector(WRITE, version=WRITE_VERSION)(apply_writes)
+    registry.vector(EXPIRE, version=EXPIRE_VERSION)(apply_expire)
+    registry.on_members(apply_members)
+    return registry
+
+
+def birth_rows(shard_id: str, shard_index: int, shard_count: int) -> list[tuple[bytes, bytes]]:
+    """The rows that every birth voter of a shard begins with."""
+    return [(keys.SHARD_KEY, encode_state(birth_state(shard_id, shard_index, shard_count)))]
+
+
+def expire_payload(stamp_ms: int, rows_max: int = EXPIRE_ROWS_MAX) -> bytes:
+    """A log entry that moves group time to its stamp and sweeps at most `rows_max` due rows (0: only the time)."""
+    if not 0 <= rows_max <= EXPIRE_ROWS_MAX:
+        raise ValueError(f"rows_max {rows_max} must be between 0 and {EXPIRE_ROWS_MAX}")
+    return _encode_expire(stamp_ms, _EXPIRE_ARGS.pack(rows_max))
+
+
+def apply_writes(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
+    """A run of `kv.write@1` in log order."""
+    writes = [decode_write(command.args) for command in commands]
+    raw_state = overlay.multi_get([keys.SHARD_KEY, *(keys.data_key(write.key) for write in writes)])[0]
+    if raw_state is None:
+        return [WriteResult(WriteKind.SHARD_MOVED, 0)] * len(writes)
+    state = decode_state(raw_state)
+    return [_apply_write(overlay, state, command, write) for command, write in zip(commands, writes, strict=True)]
+
+
+def _apply_write(overlay: Overlay, state: ShardState, command: Command, write: Write) -> WriteResult:
+    if not state.admits(write.epoch, write.key):
+        return WriteResult(WriteKind.SHARD_MOVED, command.revision)
+    return _change_row(overlay, command, write)
+
+
+def _change_row(overlay: Overlay, command: Command, write: Write) -> WriteResult:
+    row_key = keys.data_key(write.key)
+    raw = overlay.get(row_key)
+    stored = None if raw is None else header_of(raw)
+    living = None if stored is None or stored.expired(command.now_ms) else stored
+    refused = _refusal(write, living)
+    if refused is not None:
+        return WriteResult(refused, command.revision, living.version if living else 0)
+    if stored is not None and stored.expire_ms:
+        overlay.delete(keys.expiry_key(stored.expire_ms, write.key))
+    if write.delete:
+        overlay.delete(row_key)
+        return WriteResult(WriteKind.OK, command.revision, command.revision)
+    expire_ms = command.now_ms + write.ttl_ms if write.ttl_ms else 0
+    if expire_ms:
+        overlay.put(keys.expiry_key(expire_ms, write.key), b"")
+    create_ms = living.create_ms if living else command.now_ms
+    header = RowHeader(command.revision, create_ms, command.now_ms, expire_ms)
+    overlay.put(row_key, encode_row(header, write.value))
+    return WriteResult(WriteKind.OK, command.revision, command.revision)
+
+
+def _refusal(write: Write, living: RowHeader | None) -> WriteKind | None:
+    if write.delete and living is None:
+        return WriteKind.NOT_FOUND
+    if write.if_not_exists and living is not None:
+        return WriteKind.ALREADY_EXISTS
+    if write.if_version_equals and (living is None or living.version != write.if_version_equals):
+        return WriteKind.VERSION_MISMATCH
+    return None
+
+
+def apply_expire(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
+    """A run of `kv.expire@1`."""
+    return [_sweep(overlay, command) for command in commands]
+
+
+def _sweep(overlay: Overlay, command: Command) -> ExpireResult:
+    (rows_max,) = _EXPIRE_ARGS.unpack(command.args)
+    low, high = keys.expiry_bounds(command.now_ms)
+    due = [row_key for row_key, _ in overlay.scan(low, high, limit=rows_max + 1)]
+    for row_key in due[:rows_max]:
+        _, key = keys.split_expiry_key(row_key)
+        overlay.delete(row_key)
+        overlay.delete(keys.data_key(key))
+    return ExpireResult(min(len(due), rows_max), len(due) > rows_max, command.now_ms)
+
+
+def apply_members(overlay: Overlay, index: int, before: Members, after: Members) -> None:
+    """A membership change of the group: the shard's record follows it in the same batch."""
+    raw = overlay.get(keys.SHARD_KEY)
+    if raw is not None:
+        overlay.put(keys.SHARD_KEY, encode_state(after_conf(decode_state(raw), index, before, after)))

@@ -1,0 +1,37 @@
+"""Where the rows of a shard replica lie inside its space.
+
+The embedded machine owns the prefixes `m` (its own state), `d` (data), `q` (dedup), `t` (expiry index) and `n` (named
+tables). A shard keeps user rows under `d`, one empty row per expiring key under `t`, and its own record in the single
+row `SHARD_KEY`. Invariant: a `t` row exists exactly for those `d` rows whose `expire_ms` is not zero.
+"""
+
+from __future__ import annotations
+
+from flotta_embedded import keys as space_keys
+
+DATA_PREFIX = space_keys.DATA
+DATA_END = space_keys.prefix_end(space_keys.DATA)
+EXPIRY_PREFIX = space_keys.TTL
+EXPIRY_END = space_keys.prefix_end(space_keys.TTL)
+SHARD_KEY = space_keys.table_prefix("flotta.shard")
+
+_TIME_BYTES = 8
+
+
+def data_key(key: bytes) -> bytes:
+    return DATA_PREFIX + key
+
+
+def expiry_key(expire_ms: int, key: bytes) -> bytes:
+    """Index rows sort by time, then by key."""
+    return EXPIRY_PREFIX + expire_ms.to_bytes(_TIME_BYTES, "big") + key
+
+
+def split_expiry_key(row_key: bytes) -> tuple[int, bytes]:
+    """(expire_ms, user key) of an index row."""
+    return int.from_bytes(row_key[1 : 1 + _TIME_BYTES], "big"), row_key[1 + _TIME_BYTES :]
+
+
+def expiry_bounds(now_ms: int) -> tuple[bytes, bytes]:
+    """The range of index rows that are due at `now_ms`, that instant included."""
+    return EXPIRY_PREFIX, EXPIRY_PREFIX + (now_ms + 1).to_bytes(_TIME_BYTES, "big")

@@ -1,0 +1,191 @@
+"""Which replicas this node should create, and which it should ask about.
+
+`decide` is a pure function of the newest shard map and of what this node has durably recorded. Invariants:
+- A voter is created only from the birth list of a shard that the map shows as CREATING, once ever per replica id;
+  every other replica starts empty and non-voting.
+- One group has at most one replica here, and a replica id that was ever removed here is never created again.
+- Nothing is deleted because of a map: a replica that the map does not name is a reason to ask the group's leader, and
+  only its committed answer removes anything.
+- A map older than one already acted upon, or of another cluster, decides nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flotta_consensus.api import node_of
+
+
+@dataclass(frozen=True, slots=True)
+class ShardView:
+    """One shard as the map shows it. `birth`, `members` and `targets` map replica ids to node ids."""
+
+    shard_id: str
+    group: int
+    creating: bool
+    shard_index: int
+    shard_count: int
+    revision_base: int = 0
+    epoch: int = 0
+    leader: str = ""
+    target_leader: str = ""
+    birth: Mapping[int, str] = field(default_factory=dict)
+    members: Mapping[int, str] = field(default_factory=dict)
+    targets: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MapView:
+    """What a node needs of the shard map. `nodes` maps node ids to addresses, `numbers` node numbers to node ids."""
+
+    cluster_id: str
+    version: int
+    shards: Mapping[int, ShardView]  # by group
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[int, str] = field(default_factory=dict)
+
+
+EMPTY_MAP = MapView("", 0, {})
+
+
+class Origin(enum.Enum):
+    """How a replica began."""
+
+    BIRTH = "birth"
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalReplica:
+    """What this node has recorded of a replica it keeps. Written, durably, before the replica is made.
+
+    `made`: the Raft host holds it too; until then the creation is still to be finished, whatever the map says.
+    """
+
+    group: int
+    replica: int
+    shard_id: str
+    origin: Origin
+    voters: tuple[int, ...] = ()  # BIRTH only: all first voters
+    shard_index: int = 0
+    shard_count: int = 1
+    revision_base: int = 0
+    made: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LocalState:
+    """The node's durable record. `tombstones`: replica ids that were here and are gone for good."""
+
+    node_id: str
+    node_num: int
+    cluster_id: str
+    acted_version: int = 0
+    replicas: Mapping[int, LocalReplica] = field(default_factory=dict)  # by group
+    tombstones: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Record, then make this replica."""
+
+    replica: LocalReplica
+
+
+@dataclass(frozen=True, slots=True)
+class AskMembership:
+    """Ask the leader of the group whether the replica is still a member; `nodes` is where to look for the leader."""
+
+    group: int
+    replica: int
+    shard_id: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Complain:
+    """The map asks for something that must not be done; a person should know."""
+
+    group: int
+    reason: str
+
+
+Action = Create | AskMembership | Complain
+
+
+def decide(view: MapView, local: LocalState) -> list[Action]:
+    """What to do about `view`, in the order of group ids."""
+    if view.version == 0 or view.version < local.acted_version or view.cluster_id != local.cluster_id:
+        return []
+    actions: list[Action] = []
+    for group in sorted(view.shards):
+        actions += _for_shard(view.shards[group], local)
+    for group in sorted(local.replicas.keys() - view.shards.keys()):
+        kept = local.replicas[group]
+        actions.append(AskMembership(group, kept.replica, kept.shard_id, tuple(sorted(view.nodes))))
+    return actions
+
+
+def _for_shard(shard: ShardView, local: LocalState) -> list[Action]:
+    wanted = _wanted(shard, local.node_id)
+    kept = local.replicas.get(shard.group)
+    if kept is not None:
+        named = {*shard.members, *shard.targets, *(shard.birth if shard.creating else ())}
+        if kept.replica in named:
+            return []
+        # Whatever else is wanted here has to wait until the old replica is known to be out, and is gone.
+        nodes = {*shard.members.values(), *shard.targets.values()} - {local.node_id}
+        return [AskMembership(shard.group, kept.replica, kept.shard_id, tuple(sorted(nodes)))]
+    if not wanted:
+        return []
+    if len(wanted) > 1:
+        ids = ", ".join(str(replica) for replica in sorted(wanted))
+        return [Complain(shard.group, f"the map places replicas {ids} of shard {shard.shard_id} on this one node")]
+    (replica,) = wanted
+    if replica in local.tombstones:
+        return [Complain(shard.group, f"replica {replica} of shard {shard.shard_id} was removed here for good")]
+    if node_of(replica) != local.node_num:
+        text = f"replica {replica} of shard {shard.shard_id} is not numbered for node {local.node_num}"
+        return [Complain(shard.group, text)]
+    return [Create(_new_replica(shard, replica, wanted[replica]))]
+
+
+def _wanted(shard: ShardView, node_id: str) -> dict[int, Origin]:
+    """The replicas the map wants here, and how each must begin."""
+    if shard.creating:
+        return {replica: Origin.BIRTH for replica, node in shard.birth.items() if node == node_id}
+    # A member that was never here is a birth voter this node missed while the others went ahead. It has cast no vote,
+    # so it may begin empty, like any new replica, and learn everything, its own membership too, from the leader.
+    placed = shard.targets or shard.members
+    return {replica: Origin.EMPTY for replica, node in placed.items() if node == node_id}
+
+
+def _new_replica(shard: ShardView, replica: int, origin: Origin) -> LocalReplica:
+    return LocalReplica(
+        group=shard.group,
+        replica=replica,
+        shard_id=shard.shard_id,
+        origin=origin,
+        voters=tuple(sorted(shard.birth)) if origin is Origin.BIRTH else (),
+        shard_index=shard.shard_index,
+        shard_count=shard.shard_count,
+        revision_base=shard.revision_base,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipAnswer:
+    """What a node said about a replica. `known`: it led the group and its read barrier completed."""
+
+    group: int
+    replica: int
+    known: bool
+    member: bool
+
+
+def may_remove(answer: MembershipAnswer, local: LocalState) -> bool:
+    """Only the leader's own committed configuration removes a replica, and only the very one that was asked about."""
+    kept = local.replicas.get(answer.group)
+    return answer.known and not answer.member and kept is not None and kept.replica == answer.replica
