@@ -1,0 +1,299 @@
+"""The state machine of one replica: log entries in, one atomic batch out.
+
+Invariants:
+- Data, applied index, term, members and group time change in one engine write per `apply_many`.
+- Entries apply in index order without a gap, each once; anything else is refused before it changes something.
+- Group time = max(previous, the entry's stamp): it never goes back, and nothing here reads a clock.
+- After an exception the machine takes no more entries; the process ends and replays from the durable state.
+- A restore is visible at once and durably, or not at all (`generations.py`).
+
+Called from one thread, but for the function that `flush` returns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from flotta_consensus.api import Entry, EntryKind, Failpoints, Members, NoFailpoints
+
+from . import keys
+from .api import Command, Engine, FrozenView, VectorHandler, View
+from .codec import FORMAT_COMMAND, NAME_AT, NAME_LENGTH_AT, STAMP_AT
+from .errors import InvariantError, UnknownCommandError
+from .generations import check_name, current, drop, generations, space_of, sweep
+from .meta import Header, encode_members, encode_state, read_header, write_header, write_rows
+from .overlay import Layer, Row
+from .registry import Registry
+from .restore import MachineSink
+from .snapshot import FrozenSnapshot
+
+BIRTH_INDEX = 1
+BIRTH_TERM = 1
+
+_NORMAL = EntryKind.NORMAL
+_CONF = EntryKind.CONF
+
+
+class Machine:
+    """A `StateMachine`. Made by `create`, `create_empty` or `open`."""
+
+    def __init__(
+        self, engine: Engine, space: str, registry: Registry, generation: int, header: Header, failpoints: Failpoints
+    ) -> None:
+        self._engine = engine
+        self.name = space
+        self._registry = registry
+        self._handlers = registry.handlers()
+        self._failpoints = failpoints
+        self._generation = generation
+        self._space = space_of(space, generation)
+        self._view = engine.view(self._space)
+        self._header = header
+        self._durable = header.index
+        self._durable_lock = threading.Lock()
+        self._sink: MachineSink | None = None
+        self._dead: str | None = None
+
+    # --- making one -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        engine: Engine,
+        space: str,
+        registry: Registry,
+        *,
+        members: Members,
+        revision_base: int = 0,
+        rows: Iterable[Row] = (),
+        group_time_ms: int = 0,
+        failpoints: Failpoints | None = None,
+    ) -> Machine:
+        """A birth replica: every voter starts from these rows, at index 1 and term 1. Durable at return.
+        ValueError if the machine exists; what a crash left of an earlier attempt is dropped."""
+        header = Header(BIRTH_INDEX, BIRTH_TERM, group_time_ms, revision_base, members)
+        return cls._create(engine, space, registry, header, rows, failpoints or NoFailpoints())
+
+    @classmethod
+    def create_empty(
+        cls, engine: Engine, space: str, registry: Registry, *, failpoints: Failpoints | None = None
+    ) -> Machine:
+        """A replica that knows nothing yet; its first state comes by snapshot. Durable at return."""
+        header = Header(0, 0, 0, 0, Members())
+        return cls._create(engine, space, registry, header, (), failpoints or NoFailpoints())
+
+    @classmethod
+    def open(cls, engine: Engine, space: str, registry: Registry, *, failpoints: Failpoints | None = None) -> Machine:
+        """The machine as it was last durable (or later). KeyError if there is none. Reads two rows."""
+        check_name(space)
+        generation = current(engine, space)
+        if generation is None:
+            raise KeyError(f"no machine {space!r} in this engine")
+        sweep(engine, space)
+        physical = space_of(space, generation)
+        if engine.bytes_unflushed(physical):
+            engine.flush(physical)
+        header = read_header(engine.view(physical))
+        if header is None:
+            raise InvariantError(f"machine {space!r} has no members row")
+        return cls(engine, space, registry, generation, header, failpoints or NoFailpoints())
+
+    @classmethod
+    def _create(
+        cls, engine: Engine, space: str, registry: Registry, header: Header, rows: Iterable[Row], failpoints: Failpoints
+    ) -> Machine:
+        check_name(space)
+        if current(engine, space) is not None:
+            raise ValueError(f"machine {space!r} exists")
+        generation = max(generations(engine, space), default=0) + 1
+        sweep(engine, space)
+        physical = space_of(space, generation)
+        engine.create(physical)
+        failpoints.reach("machine.create_created")
+        write_rows(engine, physical, rows)
+        write_header(engine, physical, header)
+        failpoints.reach("machine.create_before_flush")
+        engine.flush(physical)
+        failpoints.reach("machine.create_flushed")
+        return cls(engine, space, registry, generation, header, failpoints)
+
+    # --- what it holds ----------------------------------------------------------------------------------------------
+
+    def applied_index(self) -> int:
+        return self._header.index
+
+    def applied_term(self) -> int:
+        return self._header.term
+
+    def durable_index(self) -> int:
+        return self._durable
+
+    def members(self) -> Members:
+        return self._header.members
+
+    def group_time_ms(self) -> int:
+        return self._header.group_time_ms
+
+    @property
+    def revision_base(self) -> int:
+        return self._header.revision_base
+
+    def revision(self, index: int) -> int:
+        """The revision of the entry at an index; never regresses, across splits and restores too."""
+        return self._header.revision_base + index
+
+    def view(self) -> View:
+        """The live state. Take a new one after a restore; each call on it sees whole batches, two calls may not see
+        the same one (`freeze` does)."""
+        return self._view
+
+    def freeze(self) -> FrozenView:
+        """The state as it is now, whatever is applied, restored or destroyed later. Must be closed."""
+        return self._engine.freeze(self._space)
+
+    def bytes_unflushed(self) -> int:
+        return self._engine.bytes_unflushed(self._space)
+
+    # --- applying ---------------------------------------------------------------------------------------------------
+
+    def apply_many(self, entries: Sequence[Entry]) -> list[Any]:
+        if self._dead is not None:
+            raise InvariantError(f"machine {self.name} takes no entries: {self._dead}")
+        if not entries:
+            return []
+        if self._header.index == 0:
+            raise InvariantError(f"machine {self.name} is empty: its first state must come by snapshot")
+        try:
+            return self._apply(entries)
+        except BaseException as error:
+            self._dead = f"an apply failed ({type(error).__name__}: {error})"
+            raise
+
+    def _apply(self, entries: Sequence[Entry]) -> list[Any]:
+        overlay = Layer(self._view)
+        results: list[Any] = []
+        header = self._header
+        index = header.index
+        now_ms = header.group_time_ms
+        base = header.revision_base
+        members = header.members
+        run_wire = b""
+        run: list[Command] = []
+        for entry in entries:
+            index += 1
+            if entry.index != index:
+                raise InvariantError(f"machine {self.name}: entry {entry.index} came where {index} is next")
+            if entry.kind == _NORMAL:
+                payload = entry.payload
+                if len(payload) < NAME_AT or payload[0] != FORMAT_COMMAND:
+                    raise InvariantError(f"machine {self.name}: entry {index} is not a command")
+                args_at = NAME_AT + payload[NAME_LENGTH_AT]
+                wire = payload[NAME_AT:args_at]
+                stamp_ms = int.from_bytes(payload[STAMP_AT:NAME_LENGTH_AT], "big")
+                if stamp_ms > now_ms:
+                    now_ms = stamp_ms
+                if wire != run_wire:
+                    self._run(run_wire, overlay, run, results)
+                    run_wire = wire
+                    run = []
+                run.append(Command(index, base + index, now_ms, payload[args_at:]))
+            else:
+                self._run(run_wire, overlay, run, results)
+                run = []
+                if entry.kind == _CONF:
+                    members = self._change_members(overlay, entry, members)
+                results.append(None)
+        self._run(run_wire, overlay, run, results)
+        self._write(overlay, Header(index, entries[-1].term, now_ms, base, members))
+        return results
+
+    def _run(self, wire: bytes, overlay: Layer, run: list[Command], results: list[Any]) -> None:
+        if not run:
+            return
+        handler: VectorHandler | None = self._handlers.get(wire)
+        if handler is None:
+            raise UnknownCommandError(
+                f"machine {self.name}: entry {run[0].index} calls {wire.decode(errors='replace')}, which this build "
+                "does not have; applying stops before it, and goes on with a build that has it"
+            )
+        answered = handler(overlay, run)
+        if len(answered) != len(run):
+            raise InvariantError(f"{wire.decode()} gave {len(answered)} results for {len(run)} commands")
+        results += answered
+
+    def _change_members(self, overlay: Layer, entry: Entry, before: Members) -> Members:
+        after = entry.members
+        if after is None:
+            raise InvariantError(f"machine {self.name}: membership entry {entry.index} has no members")
+        for hook in self._registry.members_hooks():
+            hook(overlay, entry.index, before, after)
+        return after
+
+    def _write(self, overlay: Layer, header: Header) -> None:
+        if overlay.wrote(keys.META_STATE) or overlay.wrote(keys.META_MEMBERS):
+            raise InvariantError("a command wrote the machine's own rows")
+        state = encode_state(header.index, header.term, header.group_time_ms, header.revision_base)
+        overlay.put(keys.META_STATE, state)
+        if header.members is not self._header.members:
+            overlay.put(keys.META_MEMBERS, encode_members(header.members))
+        puts, deletes = overlay.writes()
+        self._failpoints.reach("machine.apply_before_write")
+        self._engine.write(self._space, puts, deletes)
+        self._header = header
+        self._failpoints.reach("machine.apply_written")
+
+    # --- durability -------------------------------------------------------------------------------------------------
+
+    def flush(self) -> Callable[[], int]:
+        index = self._header.index
+        generation = self._generation
+        space = self._space
+
+        def run() -> int:
+            try:
+                self._engine.flush(space)
+            except KeyError:
+                # A restore or a removal overtook this flush; a restored state is durable at a higher index.
+                if generation == self._generation and self._dead is None:
+                    raise
+                return index
+            with self._durable_lock:
+                self._durable = max(self._durable, index)
+            return index
+
+        return run
+
+    def snapshot(self) -> FrozenSnapshot:
+        if self._header.index == 0:
+            raise InvariantError(f"machine {self.name} is empty and has no snapshot to give")
+        return FrozenSnapshot(self._header, self.freeze())
+
+    def restore(self) -> MachineSink:
+        """One at a time: an unfinished earlier sink is aborted."""
+        if self._sink is not None:
+            self._sink.abort()
+        generation = generations(self._engine, self.name)[-1] + 1
+        self._sink = MachineSink(self._engine, self.name, generation, self._failpoints, self._switch)
+        return self._sink
+
+    def _switch(self, generation: int, header: Header) -> None:
+        if header.index < self._header.index:
+            raise InvariantError(
+                f"machine {self.name} at index {self._header.index} was restored to index {header.index}"
+            )
+        old = [number for number in generations(self._engine, self.name) if number < generation]
+        self._sink = None
+        self._generation = generation
+        self._space = space_of(self.name, generation)
+        self._view = self._engine.view(self._space)
+        self._header = header
+        with self._durable_lock:
+            self._durable = header.index
+        drop(self._engine, self.name, old)
+        self._failpoints.reach("machine.restore_dropped")
+
+    def destroy(self) -> None:
+        self._dead = "it was destroyed"
+        drop(self._engine, self.name, generations(self._engine, self.name))

@@ -1,0 +1,373 @@
+"""Spaces as column families of one RocksDB: raw bytes, no write-ahead log, one atomic batch per write.
+
+RocksDB's own log is off (docs/adr/0020): the Raft log is the log. What survives a crash of a space is its last
+flushed memtable, and a batch never spans two memtables, so it is always a whole number of writes.
+
+Invariants: no call here syncs, except `create`, `drop` and `flush`; one thread writes a space, any thread may flush it;
+every failure of RocksDB itself becomes an OSError, after which the process must end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from flotta_consensus.api import Failpoints, NoFailpoints
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    ColumnFamily,
+    DBCompressionType,
+    Options,
+    Rdict,
+    RdictIter,
+    ReadOptions,
+    Snapshot,
+    WriteBatch,
+    WriteOptions,
+)
+
+from .overlay import Row
+
+DEFAULT_FAMILY = "default"  # RocksDB insists on it; it is not a space and stays empty
+_NOT_FOUND = "key not found"
+
+
+@dataclass(frozen=True, slots=True)
+class RocksTuning:
+    """Small on purpose: several storage nodes share a laptop."""
+
+    write_buffer_bytes: int = 8 << 20  # per space
+    write_buffers_bytes: int = 48 << 20  # all spaces together; over it the fullest is flushed
+    arena_block_bytes: int = 128 << 10  # the least a space with any unflushed write takes
+    block_cache_bytes: int = 32 << 20  # all spaces, index and filter blocks included
+    open_files_max: int = 512
+    background_jobs: int = 2
+    target_file_bytes: int = 32 << 20
+
+
+def disk_error(error: Exception, doing: str) -> OSError:
+    text = str(error)
+    number = errno.ENOSPC if "No space left" in text or "NoSpace" in text else errno.EIO
+    return OSError(number, f"RocksDB failed while {doing}: {text}")
+
+
+@contextmanager
+def _disk(doing: str) -> Iterator[None]:
+    """rocksdict raises plain `Exception` for what RocksDB reports, and typed ones for misuse."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is Exception:
+            raise disk_error(error, doing) from error
+        raise
+
+
+class _Space:
+    """One column family's handles, and how much was written to it. The two counters have one writer thread each."""
+
+    __slots__ = ("dropped", "family", "flushed_bytes", "name", "rows", "written_bytes")
+
+    def __init__(self, name: str, rows: Rdict, family: ColumnFamily) -> None:
+        self.name = name
+        self.rows: Rdict | None = rows
+        self.family: ColumnFamily | None = family
+        self.written_bytes = 0
+        self.flushed_bytes = 0
+        self.dropped = False
+
+    def live(self) -> Rdict:
+        if self.rows is None:
+            raise ValueError("the engine is closed")
+        return self.rows
+
+
+class RocksView:
+    """The live rows of one space; after a drop, its last ones."""
+
+    __slots__ = ("_space",)
+
+    def __init__(self, space: _Space) -> None:
+        self._space = space
+
+    def get(self, key: bytes) -> bytes | None:
+        with _disk("reading"):
+            found: bytes | None = self._space.live().get(key)
+        return found
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if not keys:
+            return []
+        with _disk("reading"):
+            found: list[bytes | None] = self._space.live().get(list(keys))  # type: ignore[assignment]
+        return found
+
+    def scan(self, low: bytes, high: bytes | None, *, reverse: bool = False, limit: int | None = None) -> Iterator[Row]:
+        return _scan(self._space.live(), low, high, reverse, limit)
+
+
+class RocksFrozenView:
+    """The rows of one space at the moment of its making."""
+
+    __slots__ = ("_snapshot",)
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot: Snapshot | None = snapshot
+
+    def _live(self) -> Snapshot:
+        if self._snapshot is None:
+            raise ValueError("the frozen view is closed")
+        return self._snapshot
+
+    def get(self, key: bytes) -> bytes | None:
+        return _snapshot_get(self._live(), key)
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        snapshot = self._live()
+        return [_snapshot_get(snapshot, key) for key in keys]
+
+    def scan(self, low: bytes, high: bytes | None, *, reverse: bool = False, limit: int | None = None) -> Iterator[Row]:
+        return _scan(self._live(), low, high, reverse, limit)
+
+    def close(self) -> None:
+        self._snapshot = None
+
+
+def _snapshot_get(snapshot: Snapshot, key: bytes) -> bytes | None:
+    try:
+        found: bytes = snapshot[key]
+    except Exception as error:
+        # rocksdict's snapshots have no `get`: a missing key is an exception like any other.
+        if str(error) == _NOT_FOUND:
+            return None
+        if type(error) is Exception:
+            raise disk_error(error, "reading a snapshot") from error
+        raise
+    return found
+
+
+def _scan(source: Rdict | Snapshot, low: bytes, high: bytes | None, reverse: bool, limit: int | None) -> Iterator[Row]:
+    """The iterator is made now, so the scan shows the state of now, however slowly it is read."""
+    if high is not None and low >= high:
+        return iter(())
+    options = ReadOptions()
+    if high is not None:
+        # The lower bound is never set: rocksdict 0.3.29 takes `set_iterate_lower_bound` for the upper one.
+        options.set_iterate_upper_bound(high)
+    with _disk("scanning"):
+        rows = source.iter(read_opt=options)
+        if reverse:
+            rows.seek_to_last()
+        else:
+            rows.seek(low)
+    walk = _backward(rows, low) if reverse else _forward(rows)
+    return walk if limit is None else islice(walk, limit)
+
+
+def _forward(rows: RdictIter) -> Iterator[Row]:
+    valid, key, value, step = rows.valid, rows.key, rows.value, rows.next
+    while valid():
+        yield key(), value()
+        step()
+    with _disk("scanning"):
+        rows.status()  # the end of an iterator may be a damaged block
+
+
+def _backward(rows: RdictIter, low: bytes) -> Iterator[Row]:
+    valid, key, value, step = rows.valid, rows.key, rows.value, rows.prev
+    while valid():
+        at = key()
+        if at < low:
+            return
+        yield at, value()
+        step()
+    with _disk("scanning"):
+        rows.status()
+
+
+class RocksEngine:
+    """An `Engine` over one RocksDB directory. One process at a time: RocksDB holds a lock file."""
+
+    def __init__(
+        self, path: str | Path, *, tuning: RocksTuning | None = None, failpoints: Failpoints | None = None
+    ) -> None:
+        self._path = str(path)
+        self._tuning = tuning or RocksTuning()
+        self._failpoints = failpoints or NoFailpoints()
+        self._cache = Cache(self._tuning.block_cache_bytes)
+        self._unlogged = WriteOptions()
+        self._unlogged.disable_wal = True  # type: ignore[assignment,method-assign]
+        self._lock = threading.Lock()  # over creating, dropping and closing
+        self._spaces: dict[str, _Space] = {}
+        _make_directory(self._path)
+        with _disk(f"opening {self._path}"):
+            families = self._families()
+            self._db: Rdict | None = Rdict(
+                self._path, self._options(), column_families={name: self._options() for name in families}
+            )
+            for name in families:
+                if name != DEFAULT_FAMILY:
+                    self._spaces[name] = self._handles(self._db, name)
+
+    def spaces(self) -> list[str]:
+        self._live()
+        return sorted(self._spaces)
+
+    def create(self, space: str) -> None:
+        with self._lock:
+            db = self._live()
+            if space in self._spaces or space == DEFAULT_FAMILY:
+                raise ValueError(f"space {space!r} exists")
+            self._failpoints.reach("engine.before_create")
+            with _disk(f"creating space {space}"):
+                db.create_column_family(space, self._options())
+                self._spaces[space] = self._handles(db, space)
+            self._failpoints.reach("engine.after_create")
+
+    def drop(self, space: str) -> None:
+        with self._lock:
+            found = self._space(space)
+            self._failpoints.reach("engine.before_drop")
+            found.dropped = True
+            del self._spaces[space]
+            found.family = None
+            with _disk(f"dropping space {space}"):
+                self._live().drop_column_family(space)
+            self._failpoints.reach("engine.after_drop")
+
+    def view(self, space: str) -> RocksView:
+        return RocksView(self._space(space))
+
+    def freeze(self, space: str) -> RocksFrozenView:
+        return RocksFrozenView(self._space(space).live().snapshot())
+
+    def write(self, space: str, puts: Sequence[Row], deletes: Sequence[bytes]) -> None:
+        found = self._space(space)
+        self._failpoints.reach("engine.before_write")
+        batch = WriteBatch(raw_mode=True)
+        batch.set_default_column_family(found.family)
+        for key, value in puts:
+            batch[key] = value
+        for key in deletes:
+            del batch[key]
+        size = batch.size_in_bytes()
+        with _disk(f"writing to space {space}"):
+            self._live().write(batch, self._unlogged)
+        found.written_bytes += size
+        self._failpoints.reach("engine.after_write")
+
+    def flush(self, space: str) -> None:
+        found = self._space(space)
+        self._failpoints.reach("engine.before_flush")
+        written = found.written_bytes
+        try:
+            with _disk(f"flushing space {space}"):
+                found.live().flush(True)
+        except OSError:
+            if found.dropped:
+                raise KeyError(f"space {space!r} was dropped while it was flushed") from None
+            raise
+        found.flushed_bytes = max(found.flushed_bytes, written)
+        self._failpoints.reach("engine.after_flush")
+
+    def bytes_unflushed(self, space: str) -> int:
+        """What was written since the last explicit flush: at least what a crash would lose."""
+        found = self._space(space)
+        return found.written_bytes - found.flushed_bytes
+
+    def statistics(self) -> dict[str, int]:
+        """Bytes, for metrics: memtables, block cache, table files on disk."""
+        db = self._live()
+        tables = sum(_property(space.live(), "rocksdb.total-sst-files-size") for space in list(self._spaces.values()))
+        memtables = sum(_property(space.live(), "rocksdb.size-all-mem-tables") for space in list(self._spaces.values()))
+        return {
+            "memtable_bytes": memtables,
+            "block_cache_bytes": self._cache.get_usage(),
+            "table_bytes": tables,
+            "background_errors": _property(db, "rocksdb.background-errors"),
+        }
+
+    def close(self) -> None:
+        """Idempotent. Frozen views and scans must be closed first, or the directory stays locked until they are."""
+        with self._lock:
+            db = self._db
+            if db is None:
+                return
+            self._db = None
+            for space in self._spaces.values():
+                space.rows = None
+                space.family = None
+            self._spaces.clear()
+            with _disk(f"closing {self._path}"):
+                db.close()
+
+    def _live(self) -> Rdict:
+        if self._db is None:
+            raise ValueError("the engine is closed")
+        return self._db
+
+    def _space(self, space: str) -> _Space:
+        found = self._spaces.get(space)
+        if found is None:
+            self._live()
+            raise KeyError(f"no space {space!r}")
+        return found
+
+    def _handles(self, db: Rdict, name: str) -> _Space:
+        return _Space(name, db.get_column_family(name), db.get_column_family_handle(name))
+
+    def _families(self) -> list[str]:
+        """A directory without CURRENT holds no database yet: it is made last."""
+        if not os.path.exists(os.path.join(self._path, "CURRENT")):
+            return [DEFAULT_FAMILY]
+        return Rdict.list_cf(self._path)
+
+    def _options(self) -> Options:
+        tuning = self._tuning
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_write_buffer_size(tuning.write_buffer_bytes)
+        options.set_db_write_buffer_size(tuning.write_buffers_bytes)
+        options.set_max_write_buffer_number(3)
+        options.set_arena_block_size(tuning.arena_block_bytes)
+        options.set_max_open_files(tuning.open_files_max)
+        options.set_max_background_jobs(tuning.background_jobs)
+        options.set_target_file_size_base(tuning.target_file_bytes)
+        options.set_level_compaction_dynamic_level_bytes(True)
+        options.set_compression_type(DBCompressionType.lz4())
+        options.set_keep_log_file_num(2)
+        options.set_max_log_file_size(1 << 20)
+        options.set_stats_dump_period_sec(0)
+        options.set_stats_persist_period_sec(0)
+        options.set_skip_stats_update_on_db_open(True)
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(self._cache)
+        blocks.set_bloom_filter(10, False)
+        blocks.set_cache_index_and_filter_blocks(True)
+        blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
+        options.set_block_based_table_factory(blocks)
+        return options
+
+
+def _property(rows: Rdict, name: str) -> int:
+    value: Any = rows.property_int_value(name)
+    return int(value or 0)
+
+
+def _make_directory(path: str) -> None:
+    """Make the directory and make its name durable in its parent."""
+    if os.path.isdir(path):
+        return
+    os.makedirs(path)
+    parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
