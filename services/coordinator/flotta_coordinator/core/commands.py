@@ -1,0 +1,160 @@
+"""Every change of the cluster's metadata, as a value; a log entry carries a batch of them.
+
+A command says what was asked or observed; what follows from it (placement, ids, epochs, sentences) is worked out by
+`transitions.apply`, the same on every member. Commands are versioned by name: a changed meaning gets a new name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flotta_embedded.codec import decode_value, encode_value
+
+from flotta_coordinator.core import codec
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCluster:
+    """The first leader names the cluster."""
+
+    cluster_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterNode:
+    """An operator makes a node known, or says that it is back, or where it is now."""
+
+    node_id: str
+    address: str
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
+class HelloNode:
+    """A storage process introduces its data directory."""
+
+    node_id: str
+    address: str
+    zone: str
+    store_id: str
+    cluster_id: str  # "" on the first start of the data directory
+
+
+@dataclass(frozen=True, slots=True)
+class NodeObservation:
+    node_id: str
+    status: int
+    silent_ms: int  # since its last heartbeat, 0 when one just came
+    limit_ms: int  # the timeout it exceeded, 0 when a heartbeat came
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveNodes:
+    """What the leader's failure detector saw. A status ALIVE here means that a heartbeat came."""
+
+    observations: tuple[NodeObservation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InitShards:
+    num_shards: int
+    replication_factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetNodeStatus:
+    """An operator overrules the failure detector (SUSPECT, DEAD) or hands the node back to it (ALIVE)."""
+
+    node_id: str
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetShardReplicas:
+    shard_id: str
+    replicas: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetShardLeader:
+    shard_id: str
+    epoch: int
+    leader_node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What the leader of a shard says of it. `voters` empty: it only says who leads."""
+
+    shard_id: str
+    group_id: int  # 0: not stated
+    epoch: int
+    term: int
+    leader_replica: int
+    voters: tuple[int, ...]
+    conf_index: int
+    moving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReportShards:
+    """Reports of one node about the shards it leads."""
+
+    node_id: str
+    reports: tuple[ShardReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportShardLeader:
+    """KvDB's report: no replica, no membership."""
+
+    shard_id: str
+    epoch: int
+    term: int
+    leader_node_id: str
+
+
+Command = (
+    FoundCluster
+    | RegisterNode
+    | HelloNode
+    | ObserveNodes
+    | InitShards
+    | SetNodeStatus
+    | SetShardReplicas
+    | SetShardLeader
+    | ReportShards
+    | ReportShardLeader
+)
+
+NAMES: dict[str, type[Command]] = {
+    "found_cluster.1": FoundCluster,
+    "register_node.1": RegisterNode,
+    "hello_node.1": HelloNode,
+    "observe_nodes.1": ObserveNodes,
+    "init_shards.1": InitShards,
+    "set_node_status.1": SetNodeStatus,
+    "set_shard_replicas.1": SetShardReplicas,
+    "set_shard_leader.1": SetShardLeader,
+    "report_shards.1": ReportShards,
+    "report_shard_leader.1": ReportShardLeader,
+}
+_NAME_OF = {kind: name for name, kind in NAMES.items()}
+
+
+def encode_batch(commands: Sequence[Command]) -> bytes:
+    """The payload of one log entry. An empty batch is a fence: it changes nothing."""
+    plain = [[_NAME_OF[type(command)], codec.to_plain(command)] for command in commands]
+    return encode_value(plain)
+
+
+def decode_batch(payload: bytes) -> list[Command]:
+    """The inverse of `encode_batch`; ValueError for a command this version does not know."""
+    batch: list[Command] = []
+    for name, plain in decode_value(payload):
+        kind = NAMES.get(name)
+        if kind is None:
+            raise ValueError(f"the log holds the command {name!r}, which this version does not know")
+        batch.append(codec.from_plain(kind, plain))
+    return batch

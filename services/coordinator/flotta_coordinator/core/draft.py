@@ -1,0 +1,124 @@
+"""The next state in the making: collects what a transition changes, and numbers it at the end.
+
+Invariant: a draft without a change finishes as the very state it began with, so a repeated command is never logged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flotta_coordinator.core.results import Applied, Refused, RejectCode, Reply
+from flotta_coordinator.core.state import (
+    DECISIONS_MAX,
+    ClusterState,
+    Decision,
+    Node,
+    Replica,
+    Shard,
+    Table,
+)
+
+REPLICA_SEQUENCE_BITS = 32
+
+
+class Draft:
+    def __init__(self, base: ClusterState, now_ms: int) -> None:
+        self.base = base
+        self.now_ms = now_ms
+        self.cluster_id = base.cluster_id
+        self.counters = base.counters
+        self.nodes: dict[str, Node] = {}  # changed records only
+        self.shards: dict[str, Shard] = {}
+        self.tables: dict[str, Table] = {}
+        self._decisions: list[tuple[str, str, str]] = []
+
+    def node(self, node_id: str, field: str = "node_id") -> Node:
+        """The node as it now is; Refused when there is none."""
+        found = self.nodes.get(node_id) or self.base.nodes.get(node_id)
+        if found is None:
+            raise Refused(RejectCode.NOT_FOUND, field, f"{field}: no node is registered as {node_id!r}")
+        return found
+
+    def shard(self, shard_id: str) -> Shard:
+        """The shard as it now is; Refused when there is none."""
+        found = self.shards.get(shard_id) or self.base.shards.get(shard_id)
+        if found is None:
+            raise Refused(RejectCode.NOT_FOUND, "shard_id", f"shard_id: there is no shard {shard_id!r}")
+        return found
+
+    def put_node(self, node: Node) -> bool:
+        """Record a node if it differs (its time apart); tells whether it did."""
+        old = self.nodes.get(node.node_id) or self.base.nodes.get(node.node_id)
+        if old is not None and replace(node, changed_ms=old.changed_ms) == old:
+            return False
+        self.nodes[node.node_id] = replace(node, changed_ms=self.now_ms)
+        return True
+
+    def put_shard(self, shard: Shard) -> bool:
+        old = self.shards.get(shard.shard_id) or self.base.shards.get(shard.shard_id)
+        if old == shard:
+            return False
+        self.shards[shard.shard_id] = shard
+        return True
+
+    def put_table(self, table: Table) -> None:
+        self.tables[table.name] = table
+
+    def decide(self, kind: str, subject: str, reason: str) -> None:
+        """Keep why. `reason` is one sentence."""
+        self._decisions.append((kind, subject, reason))
+
+    def new_node_num(self) -> int:
+        number = self.counters.node_num
+        self.counters = replace(self.counters, node_num=number + 1)
+        return number
+
+    def new_group_id(self) -> int:
+        number = self.counters.group_id
+        self.counters = replace(self.counters, group_id=number + 1)
+        return number
+
+    def new_replica(self, node: Node) -> Replica:
+        """A replica id that was never used before, on a node that has its number."""
+        if node.node_num == 0:
+            raise Refused(
+                RejectCode.FAILED_PRECONDITION,
+                "replicas",
+                f"replicas: node {node.node_id} is registered but has never reported, so it cannot take a replica",
+            )
+        sequence = self.counters.replica_sequence
+        self.counters = replace(self.counters, replica_sequence=sequence + 1)
+        return Replica(node.node_id, node.node_num << REPLICA_SEQUENCE_BITS | sequence)
+
+    def finish(self, message: str, *, node_num: int = 0, new_epoch: int = 0, taken: int = 0) -> Applied:
+        base = self.base
+        visible = bool(self.nodes or self.shards or self.tables)
+        changed = visible or bool(self._decisions) or self.cluster_id != base.cluster_id
+        version = base.map_version + (1 if visible else 0)
+        reply = Reply(message, version, node_num=node_num, new_epoch=new_epoch, taken=taken)
+        if not changed:
+            return Applied(base, reply)
+        first = self.counters.decision
+        made = tuple(
+            Decision(first + offset, self.now_ms, version, kind, subject, reason)
+            for offset, (kind, subject, reason) in enumerate(self._decisions)
+        )
+        state = ClusterState(
+            cluster_id=self.cluster_id,
+            map_version=version,
+            sequence=base.sequence + 1,
+            counters=replace(self.counters, decision=first + len(made)),
+            nodes={**base.nodes, **self.nodes} if self.nodes else base.nodes,
+            tables={**base.tables, **self.tables} if self.tables else base.tables,
+            shards={**base.shards, **self.shards} if self.shards else base.shards,
+            decisions=(*base.decisions, *made)[-DECISIONS_MAX:] if made else base.decisions,
+        )
+        return Applied(
+            state,
+            reply,
+            changed=True,
+            nodes=tuple(sorted(self.nodes)),
+            shards=tuple(sorted(self.shards)),
+            tables=tuple(sorted(self.tables)),
+            decisions=len(made),
+        )

@@ -1,0 +1,66 @@
+"""What `transitions.apply` answers: the next state and everything that changed, or one typed rejection."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from flotta_coordinator.core.state import ClusterState
+
+
+class RejectCode(enum.Enum):
+    """The words travel in `rejection.code` of the replies."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"  # wrong whatever the state
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Nothing changed. `message` is a sentence that names the field and the limit."""
+
+    code: RejectCode
+    field: str
+    message: str
+
+
+class Refused(Exception):
+    """Raised inside a transition; `apply` turns it into its rejection."""
+
+    def __init__(self, code: RejectCode, field: str, message: str) -> None:
+        super().__init__(message)
+        self.rejection = Rejection(code, field, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the caller of an accepted command is told."""
+
+    message: str
+    map_version: int
+    node_num: int = 0  # hello
+    new_epoch: int = 0  # set_shard_replicas: the epoch the shard will have once it has moved
+    taken: int = 0  # reports: how many said something new
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The command was accepted. `changed` is false for a repeat: `state` is then the very state that went in."""
+
+    state: ClusterState
+    reply: Reply
+    changed: bool = False
+    nodes: tuple[str, ...] = ()  # ids whose record changed, sorted
+    shards: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    decisions: int = 0  # how many were added
+
+    @property
+    def visible(self) -> bool:
+        """Did the map change?"""
+        return bool(self.nodes or self.shards or self.tables)
+
+
+Result = Applied | Rejection

@@ -1,0 +1,132 @@
+"""What the coordinators replicate: nodes, tables, shards, the map version, counters, decisions.
+
+Values only. A `ClusterState` is never changed in place; `transitions.apply` makes the next one.
+
+Invariants
+ - `map_version` and every counter only grow; node numbers, group ids and replica sequences are never used twice.
+ - A shard's `birth` never changes. `members` is what the shard itself last committed and reported; `targets` is intent.
+ - Every accepted command that changes a node, a shard or the partitioning raises `map_version` by exactly one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+DEFAULT_TABLE = "default"
+DECISIONS_MAX = 10_000  # kept, oldest dropped first; enough for the birth of the largest table
+
+
+class NodeStatus(enum.IntEnum):
+    """Numbers as in kvdb.coordinator.NodeStatus."""
+
+    ALIVE = 1
+    SUSPECT = 2
+    DEAD = 3
+
+
+class Phase(enum.IntEnum):
+    """Numbers as in kvdb.coordinator.ShardDetail.Phase."""
+
+    CREATING = 1  # the nodes of `birth` may create their voter, once
+    ACTIVE = 2  # a leader has reported; nobody creates a voter any more
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    node_id: str
+    address: str
+    zone: str
+    status: NodeStatus
+    status_pinned: bool = False  # an operator set it: heartbeats do not overrule
+    node_num: int = 0  # 0 until its data directory has said hello
+    store_id: str = ""  # "" until its data directory has said hello
+    placeable: bool = False  # it has sent a heartbeat of its own
+    changed_ms: int = 0  # group time of the last registration, hello or status change
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    node_id: str
+    replica_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    shard_id: str
+    table: str
+    group_id: int
+    shard_index: int  # residue class of the key hash
+    shard_count: int  # its modulus
+    epoch: int
+    phase: Phase
+    birth: tuple[Replica, ...]
+    members: tuple[Replica, ...]  # voters; in the order of `birth` or of the targets they came from
+    targets: tuple[Replica, ...] = ()  # empty: as members. Not empty: MOVING
+    leader: str = ""  # node id, "" until the first report
+    leader_term: int = 0
+    conf_index: int = 0  # log index of the configuration in `members`; 0: the birth configuration
+    target_leader: str = ""  # intent; cleared when reached or hopeless
+    revision_base: int = 0
+
+    @property
+    def moving(self) -> bool:
+        return bool(self.targets)
+
+    def member_on(self, node_id: str) -> Replica | None:
+        return next((replica for replica in self.members if replica.node_id == node_id), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    name: str
+    num_shards: int
+    replication_factor: int  # as asked for; a shard has fewer replicas when there were fewer nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    number: int  # from 1, without gaps
+    time_ms: int  # group time
+    map_version: int  # of the state that the decision made
+    kind: str
+    subject: str  # node, shard or table
+    reason: str  # one sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The next value of everything that is handed out once."""
+
+    node_num: int = 1
+    group_id: int = 1
+    replica_sequence: int = 1
+    decision: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    cluster_id: str = ""
+    map_version: int = 0
+    sequence: int = 0  # commands that changed something; tells one state from the next
+    counters: Counters = Counters()
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    shards: Mapping[str, Shard] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()  # the newest DECISIONS_MAX, oldest first
+
+    @property
+    def partitioning(self) -> Table | None:
+        return self.tables.get(DEFAULT_TABLE)
+
+    def node_by_num(self, node_num: int) -> Node | None:
+        return next((node for node in self.nodes.values() if node.node_num == node_num), None) if node_num else None
+
+    def node_by_store(self, store_id: str) -> Node | None:
+        return next((node for node in self.nodes.values() if node.store_id == store_id), None) if store_id else None
+
+
+def shard_name(index: int) -> str:
+    """The id of a shard of the default table, as KvDB names it."""
+    return f"shard-{index}"

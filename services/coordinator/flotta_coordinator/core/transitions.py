@@ -1,0 +1,63 @@
+"""The one door to the next state: `apply(state, command, now_ms)`.
+
+It runs twice for every logged command: on the leader before logging, to refuse what must not reach the log, and on
+every member at apply. Both times it sees the same state, so the second answer is the first; should it ever differ
+(a batch logged by a leader that lost its place), a rejection at apply changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flotta_coordinator.core import checks, node_transitions, shard_transitions
+from flotta_coordinator.core.commands import (
+    Command,
+    FoundCluster,
+    HelloNode,
+    InitShards,
+    ObserveNodes,
+    RegisterNode,
+    ReportShardLeader,
+    ReportShards,
+    SetNodeStatus,
+    SetShardLeader,
+    SetShardReplicas,
+)
+from flotta_coordinator.core.draft import Draft
+from flotta_coordinator.core.results import Applied, Refused, RejectCode, Result
+from flotta_coordinator.core.state import ClusterState
+
+
+def apply(state: ClusterState, command: Command, now_ms: int) -> Result:
+    """The next state with what changed, or a rejection that changes nothing. Deterministic."""
+    try:
+        return _TRANSITIONS[type(command)](Draft(state, now_ms), command)
+    except Refused as refused:
+        return refused.rejection
+
+
+def _found_cluster(draft: Draft, command: FoundCluster) -> Applied:
+    checks.check_id("cluster_id", command.cluster_id)
+    if draft.cluster_id and draft.cluster_id != command.cluster_id:
+        raise Refused(
+            RejectCode.ALREADY_EXISTS, "cluster_id", f"cluster_id: this is already cluster {draft.cluster_id}"
+        )
+    if not draft.cluster_id:
+        draft.cluster_id = command.cluster_id
+        draft.decide("cluster-founded", command.cluster_id, f"the first leader founded cluster {command.cluster_id}")
+    return draft.finish("founded")
+
+
+_TRANSITIONS: dict[type[Command], Callable[[Draft, Any], Applied]] = {
+    FoundCluster: _found_cluster,
+    RegisterNode: node_transitions.register_node,
+    HelloNode: node_transitions.hello_node,
+    ObserveNodes: node_transitions.observe_nodes,
+    SetNodeStatus: node_transitions.set_node_status,
+    InitShards: shard_transitions.init_shards,
+    SetShardReplicas: shard_transitions.set_shard_replicas,
+    SetShardLeader: shard_transitions.set_shard_leader,
+    ReportShards: shard_transitions.report_shards,
+    ReportShardLeader: shard_transitions.report_shard_leader,
+}
