@@ -107,8 +107,8 @@ class GrpcServer:
         self.listen = listen
         self.port = 0
         self.services = tuple(name for _, _, name in services)
-        self._server = grpc.aio.server(options=server_options(message_bytes_max), maximum_concurrent_rpcs=calls_max)
         wrapper = HandlerWrapper(TokenCheck(token), CallMetrics(metrics) if metrics is not None else None, on_fatal)
+        self._server = grpc.aio.server(options=server_options(message_bytes_max), maximum_concurrent_rpcs=calls_max)
         for add, servicer, _ in services:
             add(servicer, _Wrapping(self._server, wrapper))
         self._health = health.aio.HealthServicer()
