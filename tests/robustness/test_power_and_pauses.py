@@ -107,7 +107,9 @@ def kill_by_environment(cluster: ProcessCluster) -> None:
 
 
 async def _unmounted(mount: Path) -> bool:
-    return subprocess.run(["umount", str(mount)], capture_output=True, timeout=30, check=False).returncode == 0
+    command = ["umount", str(mount)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30, check=False)
+    return done.returncode == 0
 
 
 async def test_a_paused_leader_serves_nothing_stale(tmp_path: Path) -> None:
