@@ -36,7 +36,7 @@ class ShardModel:
     """Applies runs of commands as the machine would: group time never goes back, one batch per run."""
 
     def __init__(self, shard_index: int = 0, shard_count: int = 1, revision_base: int = 0) -> None:
-        self.rows = dict(commands.birth_rows("shard-0", shard_index, shard_count))
+        self.rows = dict(commands.birth_rows("shard-0", "default", shard_index, shard_count))
         self.index = 1
         self.group_time_ms = 0
         self.revision_base = revision_base

@@ -92,12 +92,15 @@ def test_a_fingerprint_is_of_the_payload_and_not_of_the_routing() -> None:
 
 
 def test_shard_state_comes_back_and_bad_ones_are_refused() -> None:
-    state = birth_state("shard-3", 3, 8)
+    state = birth_state("shard-3", "default", 3, 8)
     assert decode_state(encode_state(state)) == state
     assert state.epoch == 1
     for bad in ((8, 8), (-1, 8), (0, 0)):
         with pytest.raises(ValueError, match="shard_index"):
-            birth_state("s", *bad)
+            birth_state("s", "default", *bad)
+    for names in (("", "t"), ("s", ""), ("s", "t" * 256)):
+        with pytest.raises(ValueError, match="needs an id"):
+            birth_state(*names, 0, 1)
     with pytest.raises(ValueError, match="format"):
         decode_state(b"\x07" + encode_state(state)[1:])
 

@@ -14,11 +14,13 @@ from typing import Any, Final, NamedTuple
 from flotta_consensus.api import Members
 from flotta_embedded.api import Command, Overlay
 from flotta_embedded.codec import command_encoder
+from flotta_embedded.dedup import DedupRun
+from flotta_embedded.dedup import sweep as sweep_dedup
 from flotta_embedded.registry import Registry
 
-from . import keys
+from . import dedup, keys
 from .rows import RowHeader, encode_row, header_of
-from .shard_state import ShardState, after_conf, birth_state, decode_state, encode_state
+from .shard_state import after_conf, birth_state, decode_state, encode_state
 from .writes import WRITE, WRITE_VERSION, Write, WriteKind, WriteResult, decode_write
 
 EXPIRE: Final = "kv.expire"
@@ -30,7 +32,7 @@ _encode_expire = command_encoder(EXPIRE, EXPIRE_VERSION)
 
 
 class ExpireResult(NamedTuple):
-    """`swept` rows went; `more` are due and still there; group time is now `now_ms`."""
+    """`swept` rows went; `more`: perhaps not all that are due; group time is now `now_ms`."""
 
     swept: int
     more: bool
@@ -46,9 +48,9 @@ def new_registry() -> Registry:
     return registry
 
 
-def birth_rows(shard_id: str, shard_index: int, shard_count: int) -> list[tuple[bytes, bytes]]:
+def birth_rows(shard_id: str, table: str, shard_index: int, shard_count: int) -> list[tuple[bytes, bytes]]:
     """The rows that every birth voter of a shard begins with."""
-    return [(keys.SHARD_KEY, encode_state(birth_state(shard_id, shard_index, shard_count)))]
+    return [(keys.SHARD_KEY, encode_state(birth_state(shard_id, table, shard_index, shard_count)))]
 
 
 def expire_payload(stamp_ms: int, rows_max: int = EXPIRE_ROWS_MAX) -> bytes:
@@ -61,17 +63,34 @@ def expire_payload(stamp_ms: int, rows_max: int = EXPIRE_ROWS_MAX) -> bytes:
 def apply_writes(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
     """A run of `kv.write@1` in log order."""
     writes = [decode_write(command.args) for command in commands]
-    raw_state = overlay.multi_get([keys.SHARD_KEY, *(keys.data_key(write.key) for write in writes)])[0]
+    raw_state = overlay.get(keys.SHARD_KEY)
     if raw_state is None:
         return [WriteResult(WriteKind.SHARD_MOVED, 0)] * len(writes)
     state = decode_state(raw_state)
-    return [_apply_write(overlay, state, command, write) for command, write in zip(commands, writes, strict=True)]
+    table = state.table.encode()
+    wanted = [keys.data_key(write.key) for write in writes]
+    guarded = [dedup.dedup_row(table, write) for write in writes if write.request_id]
+    overlay.multi_get(wanted + guarded)  # all rows of the run at once; the gets below find them in the overlay
+    run = dedup.new_run(overlay, len(guarded), commands[-1].now_ms) if guarded else None
+    results: list[Any] = []
+    for command, write in zip(commands, writes, strict=True):
+        if not state.admits(write.epoch, write.key):
+            results.append(WriteResult(WriteKind.SHARD_MOVED, command.revision))
+        elif run is not None and write.request_id:
+            results.append(_change_once(overlay, run, table, command, write))
+        else:
+            results.append(_change_row(overlay, command, write))
+    return results
 
 
-def _apply_write(overlay: Overlay, state: ShardState, command: Command, write: Write) -> WriteResult:
-    if not state.admits(write.epoch, write.key):
-        return WriteResult(WriteKind.SHARD_MOVED, command.revision)
-    return _change_row(overlay, command, write)
+def _change_once(overlay: Overlay, run: DedupRun, table: bytes, command: Command, write: Write) -> WriteResult:
+    row = dedup.dedup_row(table, write)
+    answered = dedup.earlier(run, row, command, write)
+    if answered is not None:
+        return answered
+    result = _change_row(overlay, command, write)
+    dedup.record(run, row, command, write, result)
+    return result
 
 
 def _change_row(overlay: Overlay, command: Command, write: Write) -> WriteResult:
@@ -119,7 +138,9 @@ def _sweep(overlay: Overlay, command: Command) -> ExpireResult:
         _, key = keys.split_expiry_key(row_key)
         overlay.delete(row_key)
         overlay.delete(keys.data_key(key))
-    return ExpireResult(min(len(due), rows_max), len(due) > rows_max, command.now_ms)
+    swept = min(len(due), rows_max)
+    swept += sweep_dedup(overlay, dedup.WINDOW_MS, command.now_ms, rows_max - swept) if swept < rows_max else 0
+    return ExpireResult(swept, len(due) > rows_max or 0 < swept == rows_max, command.now_ms)
 
 
 def apply_members(overlay: Overlay, index: int, before: Members, after: Members) -> None:

@@ -10,8 +10,10 @@ import enum
 from collections.abc import Sequence
 
 from flotta_embedded.api import View
+from flotta_embedded.dedup import EXPIRY, EXPIRY_END
 
 from . import keys
+from .dedup import next_out_of_window_ms
 from .rows import header_of
 from .shard_state import ShardState, decode_state
 
@@ -69,7 +71,9 @@ def shard_state(view: View) -> ShardState | None:
 
 
 def next_expiry_ms(view: View) -> int | None:
-    """When the earliest expiring row is due."""
-    for row_key, _ in view.scan(keys.EXPIRY_PREFIX, keys.EXPIRY_END, limit=1):
-        return keys.split_expiry_key(row_key)[0]
-    return None
+    """When the next `kv.expire` has something to sweep: an expired row, or a dedup row out of its window."""
+    times = [
+        keys.split_expiry_key(row_key)[0] for row_key, _ in view.scan(keys.EXPIRY_PREFIX, keys.EXPIRY_END, limit=1)
+    ]
+    times += [next_out_of_window_ms(row_key) for row_key, _ in view.scan(EXPIRY, EXPIRY_END, limit=1)]
+    return min(times, default=None)

@@ -27,6 +27,7 @@ class ShardView:
     creating: bool
     shard_index: int
     shard_count: int
+    table: str = "default"
     revision_base: int = 0
     epoch: int = 0
     leader: str = ""
@@ -69,6 +70,7 @@ class LocalReplica:
     shard_id: str
     origin: Origin
     voters: tuple[int, ...] = ()  # BIRTH only: all first voters
+    table: str = "default"
     shard_index: int = 0
     shard_count: int = 1
     revision_base: int = 0
@@ -169,6 +171,7 @@ def _new_replica(shard: ShardView, replica: int, origin: Origin) -> LocalReplica
         shard_id=shard.shard_id,
         origin=origin,
         voters=tuple(sorted(shard.birth)) if origin is Origin.BIRTH else (),
+        table=shard.table,
         shard_index=shard.shard_index,
         shard_count=shard.shard_count,
         revision_base=shard.revision_base,

@@ -14,12 +14,14 @@ from flotta_consensus.api import Members
 from flotta_runtime.hashing import shard_index as index_of_key
 
 FORMAT = 1
-_HEADER = struct.Struct(">BQIIQ")
+TABLE_BYTES_MAX = 255
+_HEADER = struct.Struct(">BQIIQB")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardState:
     shard_id: str
+    table: str
     epoch: int
     shard_index: int
     shard_count: int
@@ -33,25 +35,30 @@ class ShardState:
         return epoch == self.epoch if epoch else self.owns(key)
 
 
-def birth_state(shard_id: str, shard_index: int, shard_count: int, conf_index: int = 1) -> ShardState:
-    """The record of a shard that has just been created."""
-    if not shard_id:
-        raise ValueError("shard_id must not be empty")
+def birth_state(shard_id: str, table: str, shard_index: int, shard_count: int) -> ShardState:
+    """The record of a shard that has just been created; its first configuration is at log index 1."""
+    if not shard_id or not 0 < len(table.encode()) <= TABLE_BYTES_MAX:
+        raise ValueError(
+            f"shard {shard_id!r} of table {table!r} needs an id, and a table of 1 to {TABLE_BYTES_MAX} bytes"
+        )
     if not 0 <= shard_index < shard_count:
         raise ValueError(f"shard_index {shard_index} must be at least 0 and below shard_count {shard_count}")
-    return ShardState(shard_id, 1, shard_index, shard_count, conf_index)
+    return ShardState(shard_id, table, 1, shard_index, shard_count, conf_index=1)
 
 
 def encode_state(state: ShardState) -> bytes:
-    header = _HEADER.pack(FORMAT, state.epoch, state.shard_index, state.shard_count, state.conf_index)
-    return header + state.shard_id.encode()
+    table = state.table.encode()
+    header = _HEADER.pack(FORMAT, state.epoch, state.shard_index, state.shard_count, state.conf_index, len(table))
+    return header + table + state.shard_id.encode()
 
 
 def decode_state(row: bytes) -> ShardState:
     if len(row) <= _HEADER.size or row[0] != FORMAT:
         raise ValueError(f"a shard record of {len(row)} bytes does not begin with format {FORMAT}")
-    _, epoch, shard_index, shard_count, conf_index = _HEADER.unpack_from(row)
-    return ShardState(row[_HEADER.size :].decode(), epoch, shard_index, shard_count, conf_index)
+    _, epoch, shard_index, shard_count, conf_index, table_bytes = _HEADER.unpack_from(row)
+    id_at = _HEADER.size + table_bytes
+    table = row[_HEADER.size : id_at].decode()
+    return ShardState(row[id_at:].decode(), table, epoch, shard_index, shard_count, conf_index)
 
 
 def after_conf(state: ShardState, index: int, before: Members, after: Members) -> ShardState:

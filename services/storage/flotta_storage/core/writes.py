@@ -50,7 +50,7 @@ class WriteKind(enum.IntEnum):
     VERSION_MISMATCH = 4
     SHARD_MOVED = 5
     DEDUP_CONFLICT = 6  # another payload under the same request id
-    DEDUP_TOO_OLD = 7  # an attempt from before the dedup window
+    DEDUP_UNTIMELY = 7  # the request id's own time is too far from the shard's for exactly-once to be certain
 
 
 class WriteResult(NamedTuple):
