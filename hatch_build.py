@@ -11,10 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-try:
-    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # run as a script by `make proto`, where only grpcio-tools is needed
-    BuildHookInterface = object  # type: ignore[assignment,misc]
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent
 PROTO = ROOT / "proto"
@@ -71,7 +68,7 @@ def _has_mypy_plugin() -> bool:
     return (Path(sys.executable).parent / "protoc-gen-mypy").exists()
 
 
-class CustomBuildHook(BuildHookInterface):
+class CustomBuildHook(BuildHookInterface[Any]):
     """Runs before a wheel or an editable install is assembled."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

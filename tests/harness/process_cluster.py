@@ -26,10 +26,10 @@ HTTP_OFFSET = 10_000
 
 def free_base_port(count: int) -> int:
     """The first of `count` consecutive ports that are free, and whose HTTP twins are."""
-    seed = 21_000 + os.getpid() % 2_000
+    seed: int = 21_000 + os.getpid() % 2_000
     for base in [*range(seed, 30_000, count), *range(21_000, seed, count)]:
         if all(_free(port) and _free(port + HTTP_OFFSET) for port in range(base, base + count)):
-            return base
+            return int(base)
     raise RuntimeError("no free ports between 21000 and 30000")
 
 
