@@ -1,0 +1,141 @@
+"""Linearizable read barriers of one group: all that wait in a turn share one ReadIndex request.
+
+A barrier that began before a request was issued may use its answer; nothing else may. A request can vanish in a
+leader change, so one that is late or was dropped goes back to waiting and travels with the next, under a fresh id
+(Raft ignores a repeated one), until its own deadline. An answer names an index, and is held until the state machine
+has applied it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flotta_consensus.api import ReadDone, ReadOutcome, ReadReady, Rejected, RejectReason, Unknown
+
+RETRIED_REASONS = (RejectReason.NO_LEADER, RejectReason.NOT_LEADER, RejectReason.LOST)
+"""What may be over in a moment: the barrier waits for it, within its deadline."""
+
+Barrier = tuple[ReadDone, int]
+"""Callback and deadline."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    issued_ms: int
+    barriers: list[Barrier]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRetry:
+    """When a request counts as vanished. The wait doubles with each attempt, or a slow network would never answer
+    a request that is still remembered."""
+
+    first_ms: int = 400
+    longest_ms: int = 3_200
+    after_drop_ms: int = 50
+
+
+@dataclass(slots=True)
+class GroupReads:
+    """The barriers of one group."""
+
+    retry: ReadRetry
+    fresh_ms: int | None = None  # when the last completed request was issued: the age of this replica's state
+    _waiting: list[Barrier] = field(default_factory=list)
+    _flights: dict[int, _Flight] = field(default_factory=dict)
+    _held: list[tuple[int, _Flight]] = field(default_factory=list)  # answered; waits for apply
+    _not_before_ms: int = 0
+    _attempts: int = 0
+    _last_drop: Rejected | None = None
+
+    def idle(self) -> bool:
+        return not (self._waiting or self._flights or self._held)
+
+    def add(self, done: ReadDone, deadline_ms: int) -> None:
+        self._waiting.append((done, deadline_ms))
+
+    def wants_request(self, now_ms: int) -> bool:
+        return bool(self._waiting) and now_ms >= self._not_before_ms
+
+    def issued(self, read_id: int, now_ms: int) -> None:
+        """All that wait now travel under this id."""
+        self._flights[read_id] = _Flight(now_ms, self._waiting)
+        self._waiting = []
+
+    def answered(self, read_id: int, index: int, applied: int) -> int:
+        """Returns how many barriers were resolved now."""
+        flight = self._flights.pop(read_id, None)
+        if flight is None:
+            return 0
+        self._attempts = 0
+        self._last_drop = None
+        if applied >= index:
+            return self._complete(flight, applied)
+        self._held.append((index, flight))
+        return 0
+
+    def applied(self, applied: int) -> int:
+        """The state machine moved; returns how many barriers were resolved."""
+        if not self._held:
+            return 0
+        ready = [flight for index, flight in self._held if index <= applied]
+        self._held = [(index, flight) for index, flight in self._held if index > applied]
+        return sum(self._complete(flight, applied) for flight in ready)
+
+    def dropped(self, read_id: int, rejected: Rejected, now_ms: int) -> int:
+        """The host refused the request; returns how many barriers were answered for good."""
+        flight = self._flights.pop(read_id, None)
+        if flight is None:
+            return 0
+        if rejected.reason not in RETRIED_REASONS:
+            return _answer(flight.barriers, rejected)
+        self._last_drop = rejected
+        self._waiting = flight.barriers + self._waiting
+        self._not_before_ms = now_ms + self.retry.after_drop_ms
+        return 0
+
+    def take_back_late(self, now_ms: int) -> None:
+        """Requests that probably vanished go back to waiting."""
+        patience = min(self.retry.first_ms << min(self._attempts, 16), self.retry.longest_ms)
+        late = [number for number, flight in self._flights.items() if now_ms - flight.issued_ms >= patience]
+        if late:
+            self._attempts += 1
+        for number in reversed(late):
+            self._waiting = self._flights.pop(number).barriers + self._waiting
+
+    def expire(self, now_ms: int) -> int:
+        """Answer the barriers whose deadline passed; returns how many."""
+        outcome: ReadOutcome = self._last_drop or Unknown("deadline")
+        expired: list[Barrier] = []
+        self._waiting = _keep(self._waiting, now_ms, expired)
+        for flight in (*self._flights.values(), *(flight for _, flight in self._held)):
+            flight.barriers = _keep(flight.barriers, now_ms, expired)
+        # A request nobody waits for is forgotten, or the ids of lost ones would pile up.
+        self._flights = {number: flight for number, flight in self._flights.items() if flight.barriers}
+        self._held = [(index, flight) for index, flight in self._held if flight.barriers]
+        return _answer(expired, outcome)
+
+    def fail_all(self, outcome: ReadOutcome) -> int:
+        barriers = list(self._waiting)
+        for flight in (*self._flights.values(), *(flight for _, flight in self._held)):
+            barriers.extend(flight.barriers)
+        self._waiting, self._flights, self._held = [], {}, []
+        return _answer(barriers, outcome)
+
+    def _complete(self, flight: _Flight, applied: int) -> int:
+        if self.fresh_ms is None or flight.issued_ms > self.fresh_ms:
+            self.fresh_ms = flight.issued_ms
+        return _answer(flight.barriers, ReadReady(applied))
+
+
+def _answer(barriers: list[Barrier], outcome: ReadOutcome) -> int:
+    for done, _ in barriers:
+        done(outcome)
+    return len(barriers)
+
+
+def _keep(barriers: list[Barrier], now_ms: int, expired: list[Barrier]) -> list[Barrier]:
+    if all(deadline > now_ms for _, deadline in barriers):
+        return barriers
+    expired.extend(barrier for barrier in barriers if barrier[1] <= now_ms)
+    return [barrier for barrier in barriers if barrier[1] > now_ms]
