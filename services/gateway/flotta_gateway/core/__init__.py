@@ -1,0 +1,1 @@
+"""The gateway's decisions: no clock, no socket, no event loop."""

@@ -1,0 +1,164 @@
+"""The gateway's view of the cluster: an immutable map, and how a delta or a full state makes the next one.
+
+Invariants:
+- The version only moves forward; an older or equal state leaves the view as it is (the same object).
+- A delta is taken only when it covers everything between the view's version and its own; otherwise it is a `Gap`,
+  and the caller fetches the full state.
+- Routes that did not change keep their identity across views, so "has this shard's route changed" is an `is`.
+- A state of another cluster is refused: its versions and epochs mean nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flotta_proto.kvdb.coordinator_pb2 import (
+    DEAD,
+    ClusterState,
+    NodeRecord,
+    ShardMapDelta,
+    ShardRecord,
+)
+from flotta_runtime.hashing import key_hash
+
+
+class ForeignClusterError(Exception):
+    """A coordinator of another cluster answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the requests of one shard go. Addresses are host:port."""
+
+    shard_id: str
+    epoch: int
+    leader: str  # empty: not known, or its node is dead
+    replicas: tuple[str, ...]  # in map order, living nodes before dead ones
+
+    def candidates(self) -> tuple[str, ...]:
+        """Every address worth asking, the leader's first."""
+        if not self.leader:
+            return self.replicas
+        return (self.leader, *(address for address in self.replicas if address != self.leader))
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A delta that does not join on to the view."""
+
+    have_version: int
+    delta_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMap:
+    """One version of the map. The records are shared between versions and never written to."""
+
+    version: int = 0
+    cluster_id: str = ""
+    num_shards: int = 0
+    replication_factor: int = 0
+    nodes: Mapping[str, NodeRecord] = field(default_factory=dict)
+    shards: Mapping[str, ShardRecord] = field(default_factory=dict)
+    routes: tuple[Route | None, ...] = ()  # by residue class of the key hash
+
+    @property
+    def initialised(self) -> bool:
+        """Whether there are shards to route to."""
+        return self.num_shards > 0
+
+    def route_of(self, key: bytes) -> Route | None:
+        """The route of a key; None when its shard is not in the map."""
+        return self.routes[key_hash(key) % self.num_shards] if self.num_shards else None
+
+    def addresses(self) -> frozenset[str]:
+        """The addresses of all nodes that hold replicas."""
+        return frozenset(address for route in self.routes if route is not None for address in route.replicas)
+
+    def with_state(self, state: ClusterState) -> ShardMap:
+        """The view after a full state; this very object when the state is not newer."""
+        self._check_cluster(state.cluster_id)
+        if state.map_version <= self.version:
+            return self
+        return self._next(
+            version=state.map_version,
+            cluster_id=state.cluster_id or self.cluster_id,
+            num_shards=state.partitioning.num_shards,
+            replication_factor=state.partitioning.replication_factor,
+            nodes=dict(state.nodes),
+            shards=dict(state.shards),
+        )
+
+    def with_delta(self, delta: ShardMapDelta) -> ShardMap | Gap:
+        """The view after a delta of the watch; this very object for heartbeats and old news."""
+        if delta.HasField("full_state"):
+            return self.with_state(delta.full_state)
+        if delta.new_map_version <= self.version:
+            return self
+        if not self._covers(delta):
+            return Gap(self.version, delta.new_map_version)
+        nodes = dict(self.nodes)
+        shards = dict(self.shards)
+        for node_id in delta.removed_nodes:
+            nodes.pop(node_id, None)
+        for shard_id in delta.removed_shards:
+            shards.pop(shard_id, None)
+        nodes.update((node.node_id, node) for node in delta.nodes)
+        shards.update((shard.shard_id, shard) for shard in delta.shards)
+        repartitioned = delta.HasField("partitioning")
+        return self._next(
+            version=delta.new_map_version,
+            cluster_id=self.cluster_id,
+            num_shards=delta.partitioning.num_shards if repartitioned else self.num_shards,
+            replication_factor=delta.partitioning.replication_factor if repartitioned else self.replication_factor,
+            nodes=nodes,
+            shards=shards,
+        )
+
+    def _covers(self, delta: ShardMapDelta) -> bool:
+        """Whether the delta's records tell all that changed since this view.
+
+        A previous version of 0 is a coordinator that sends ids only, or one that has not said; both need a fetch.
+        """
+        if delta.previous_map_version == 0 or delta.previous_map_version > self.version:
+            return False
+        told_shards = {shard.shard_id for shard in delta.shards}.union(delta.removed_shards)
+        told_nodes = {node.node_id for node in delta.nodes}.union(delta.removed_nodes)
+        return told_shards.issuperset(delta.changed_shards) and told_nodes.issuperset(delta.changed_nodes)
+
+    def _check_cluster(self, cluster_id: str) -> None:
+        if self.cluster_id and cluster_id and cluster_id != self.cluster_id:
+            raise ForeignClusterError(
+                f"the coordinator belongs to cluster {cluster_id}, this gateway serves cluster {self.cluster_id}"
+            )
+
+    def _next(
+        self,
+        *,
+        version: int,
+        cluster_id: str,
+        num_shards: int,
+        replication_factor: int,
+        nodes: Mapping[str, NodeRecord],
+        shards: Mapping[str, ShardRecord],
+    ) -> ShardMap:
+        routes: list[Route | None] = []
+        for index in range(num_shards):
+            record = shards.get(f"shard-{index}")
+            fresh = _route(record, nodes) if record is not None else None
+            old = self.routes[index] if index < len(self.routes) else None
+            routes.append(old if fresh == old else fresh)
+        return ShardMap(version, cluster_id, num_shards, replication_factor, nodes, shards, tuple(routes))
+
+
+def _route(record: ShardRecord, nodes: Mapping[str, NodeRecord]) -> Route:
+    living: list[str] = []
+    dead: list[str] = []
+    for node_id in record.replicas:
+        node = nodes.get(node_id)
+        if node is not None and node.address:
+            (dead if node.status == DEAD else living).append(node.address)
+    leader = nodes.get(record.leader)
+    leader_address = leader.address if leader is not None and leader.status != DEAD else ""
+    return Route(record.shard_id, record.epoch, leader_address, (*living, *dead))

@@ -1,0 +1,121 @@
+"""Bad input, refused before anything is routed: each error names the field and the limit it broke.
+
+Field names are the proto's. What is refused here has changed nothing anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flotta_proto.kvdb.gateway_pb2 import (
+    Consistency,
+    DeleteRequest,
+    GetRequest,
+    PutRequest,
+    ReadMode,
+    RequestContext,
+    WriteDurability,
+    WriteOptions,
+)
+from flotta_runtime.errors import InvalidArgument, PayloadTooLarge
+
+KEY_BYTES_MAX = 1024
+VALUE_BYTES_MAX = 16 * 1024 * 1024
+REQUEST_ID_BYTES_MAX = 256
+EXPIRY_MS_MAX = 253_402_300_799_999  # the last millisecond of the year 9999
+
+_CONSISTENCIES = frozenset(Consistency.values())
+_READ_MODES = frozenset(ReadMode.values())
+_DURABILITIES = frozenset(WriteDurability.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a deployment may set."""
+
+    value_bytes_max: int = VALUE_BYTES_MAX
+
+
+def check_get(request: GetRequest) -> None:
+    """Raise InvalidArgument for a Get that can never be served."""
+    _check_key(request.key)
+    if request.HasField("ctx"):
+        _check_request_id(request.ctx)
+    if request.HasField("options"):
+        options = request.options
+        _check_enum("options.consistency", options.consistency, _CONSISTENCIES)
+        _check_enum("options.read_mode", options.read_mode, _READ_MODES)
+
+
+def check_put(request: PutRequest, limits: Limits, now_ms: int) -> None:
+    """Raise InvalidArgument or PayloadTooLarge for a Put that can never be done."""
+    _check_key(request.key)
+    size = len(request.value)
+    if size > limits.value_bytes_max:
+        raise PayloadTooLarge(
+            f"value is {size} bytes long; the limit is {limits.value_bytes_max}",
+            field="value",
+            limit=limits.value_bytes_max,
+        )
+    _check_write(request.ctx, request.options)
+    if request.HasField("options"):
+        options = request.options
+        if options.ttl_ms > EXPIRY_MS_MAX - now_ms:
+            raise InvalidArgument(
+                f"options.ttl_ms is {options.ttl_ms}: the key would expire after the year 9999",
+                field="options.ttl_ms",
+                limit=EXPIRY_MS_MAX - now_ms,
+            )
+        if options.if_not_exists and options.if_version_equals:
+            raise InvalidArgument(
+                "options.if_not_exists and options.if_version_equals contradict each other; set one of them",
+                field="options.if_not_exists",
+            )
+
+
+def check_delete(request: DeleteRequest) -> None:
+    """Raise InvalidArgument for a Delete that can never be done."""
+    _check_key(request.key)
+    _check_write(request.ctx, request.options)
+    if request.HasField("options"):
+        if request.options.if_not_exists:
+            raise InvalidArgument("options.if_not_exists makes no sense on a delete", field="options.if_not_exists")
+        if request.options.ttl_ms:
+            raise InvalidArgument("options.ttl_ms makes no sense on a delete", field="options.ttl_ms")
+
+
+def _check_key(key: bytes) -> None:
+    if not key:
+        raise InvalidArgument("Key cannot be empty", field="key")
+    if len(key) > KEY_BYTES_MAX:
+        raise InvalidArgument(
+            f"key is {len(key)} bytes long; the limit is {KEY_BYTES_MAX}", field="key", limit=KEY_BYTES_MAX
+        )
+
+
+def _check_write(ctx: RequestContext, options: WriteOptions) -> None:
+    _check_request_id(ctx)
+    _check_enum("options.durability", options.durability, _DURABILITIES)
+    if options.require_idempotency and not ctx.request_id:
+        raise InvalidArgument(
+            "ctx.request_id is empty, but options.require_idempotency needs one", field="ctx.request_id"
+        )
+
+
+def _check_request_id(ctx: RequestContext) -> None:
+    # A string has at most four bytes a character, so most need no encoding to be found short enough.
+    request_id = ctx.request_id
+    if len(request_id) * 4 <= REQUEST_ID_BYTES_MAX:
+        return
+    size = len(request_id.encode("utf-8"))
+    if size > REQUEST_ID_BYTES_MAX:
+        raise InvalidArgument(
+            f"ctx.request_id is {size} bytes long; the limit is {REQUEST_ID_BYTES_MAX}",
+            field="ctx.request_id",
+            limit=REQUEST_ID_BYTES_MAX,
+        )
+
+
+def _check_enum(field: str, value: int, known: frozenset[int]) -> None:
+    if value not in known:
+        raise InvalidArgument(f"{field} has the unknown value {value}", field=field)
