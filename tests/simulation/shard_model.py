@@ -1,0 +1,109 @@
+"""The reference: what a shard must answer, in the plainest Python, from its committed log alone.
+
+Written apart from the commands it judges: it shares their wire format and nothing of their logic. One dictionary of
+rows, one of chains, the epoch, group time. Time is group time, so a row is there until an entry moves past its expiry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flotta_consensus.api import EntryKind, Members
+from flotta_consensus.sim.checkers import AppliedEntry
+from flotta_consensus.sim.observed import members_of_bytes
+from flotta_embedded.codec import decode_command, decode_value
+from flotta_storage.core.writes import Write, WriteKind, decode_write
+from shard_commands import APPEND_WIRE, EMPTY_CHAIN, EXPIRE_WIRE, WRITE_WIRE, Chain, extend
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    value: bytes
+    version: int
+    expire_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a write must be told. `version`: of the row that is, or that stood in the way."""
+
+    kind: str
+    revision: int
+    version: int = 0
+
+
+class ShardModel:
+    """State after each committed entry, beginning at the birth of the shard."""
+
+    def __init__(self, members: Members, owns: Callable[[bytes], bool], revision_base: int = 0) -> None:
+        self.owns = owns
+        self.rows: dict[bytes, ModelRow] = {}
+        self.chains: dict[bytes, Chain] = {}
+        self.members = members
+        self.epoch = 1
+        self.now_ms = 0
+        self.index = 1
+        self.revision_base = revision_base
+
+    def apply(self, entry: AppliedEntry) -> Answer | Chain | None:
+        if entry.index != self.index + 1:
+            raise ValueError(f"the model stands at {self.index} and cannot take {entry.index}")
+        self.index = entry.index
+        if entry.kind == EntryKind.CONF:
+            self._change_members(members_of_bytes(entry.payload))
+            return None
+        if entry.kind == EntryKind.EMPTY:
+            return None
+        command = decode_command(entry.payload)
+        self.now_ms = max(self.now_ms, command.stamp_ms)
+        if command.wire == WRITE_WIRE:
+            return self._write(decode_write(command.args))
+        if command.wire == APPEND_WIRE:
+            key, token = decode_value(command.args)
+            self.chains[key] = extend(self.chains.get(key, EMPTY_CHAIN), token)
+            return self.chains[key]
+        if command.wire != EXPIRE_WIRE:
+            raise ValueError(f"the model does not know {command.wire!r}")
+        return None
+
+    def admits(self, epoch: int, key: bytes) -> bool:
+        """A sender that knows no epoch (0) is held to the keys that the shard owns."""
+        return epoch == self.epoch if epoch else self.owns(key)
+
+    def row(self, key: bytes) -> ModelRow | None:
+        """The row as a reader sees it now."""
+        row = self.rows.get(key)
+        return None if row is None or 0 < row.expire_ms <= self.now_ms else row
+
+    @property
+    def revision(self) -> int:
+        return self.revision_base + self.index
+
+    def living(self) -> dict[bytes, ModelRow]:
+        return {key: row for key in sorted(self.rows) if (row := self.row(key)) is not None}
+
+    def _change_members(self, after: Members) -> None:
+        before = self.members
+        old_voters = set(before.outgoing) or set(before.voters)
+        if not after.outgoing and set(after.voters) != old_voters:
+            self.epoch += 1
+        self.members = after
+
+    def _write(self, write: Write) -> Answer:
+        revision = self.revision
+        if not self.admits(write.epoch, write.key):
+            return Answer(WriteKind.SHARD_MOVED.name, revision)
+        row = self.row(write.key)
+        if write.delete and row is None:
+            return Answer(WriteKind.NOT_FOUND.name, revision)
+        if write.if_not_exists and row is not None:
+            return Answer(WriteKind.ALREADY_EXISTS.name, revision, row.version)
+        if write.if_version_equals and (row is None or row.version != write.if_version_equals):
+            return Answer(WriteKind.VERSION_MISMATCH.name, revision, row.version if row else 0)
+        if write.delete:
+            del self.rows[write.key]
+        else:
+            expire_ms = self.now_ms + write.ttl_ms if write.ttl_ms else 0
+            self.rows[write.key] = ModelRow(bytes(write.value), revision, expire_ms)
+        return Answer(WriteKind.OK.name, revision, revision)
