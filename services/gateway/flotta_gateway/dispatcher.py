@@ -41,7 +41,6 @@ class Call:
     __slots__ = (
         "any_replica",
         "attempt",
-        "began_ms",
         "deadline_ms",
         "done",
         "history",
@@ -61,7 +60,6 @@ class Call:
         self.request = request
         self.deadline_ms = deadline_ms  # on the monotonic clock
         self.done: Callable[[Response], None] | None = done  # None: answered
-        self.began_ms = 0.0
         self.size = 0
         self.operation: Operation | None = None
         self.any_replica = False
@@ -108,7 +106,7 @@ class Observer(Protocol):
 
     def batch(self, size: int) -> None: ...
 
-    def answered(self, kind: int, code: int, latency_ms: float) -> None: ...
+    def answered(self, kind: int, code: int) -> None: ...
 
     def resent(self, code: int) -> None: ...
 
@@ -165,7 +163,6 @@ class Dispatcher:
         wall_ms = self._clock.wall_ms()
         batches: _Batches = {}
         for call in calls:
-            call.began_ms = now_ms
             try:
                 self._admit(call, wall_ms)
             except FlottaError as error:
@@ -427,7 +424,7 @@ class Dispatcher:
         done, call.done = call.done, None
         self._release(call)
         if done is not None:
-            self._observer.answered(call.kind, code, self._clock.monotonic_ms() - call.began_ms)
+            self._observer.answered(call.kind, code)
             done(response)
 
     def _release(self, call: Call) -> None:

@@ -1,0 +1,129 @@
+"""Puts a gateway together: `await start(settings)` serves until `stop()`.
+
+It serves from the first moment on: requests that come before the first shard map wait for it, within their deadline.
+"""
+
+from __future__ import annotations
+
+import random
+
+from flotta_proto.kvdb.gateway_pb2_grpc import add_KvGatewayServicer_to_server
+from flotta_runtime.clock import SYSTEM_CLOCK
+from flotta_runtime.http import HttpServer, status_server
+from flotta_runtime.metrics import Metrics
+from flotta_runtime.server import MESSAGE_BYTES_MAX, build_server
+from flotta_runtime.tasks import Supervisor
+
+from flotta_gateway.core.shard_map import ShardMap
+from flotta_gateway.core.validation import Limits
+from flotta_gateway.dispatcher import NO_SHARDS, Dispatcher, DispatcherOptions
+from flotta_gateway.link_pool import LinkPool
+from flotta_gateway.map_cache import MapCache, MapOptions
+from flotta_gateway.service import GatewayService
+from flotta_gateway.settings import GatewaySettings
+from flotta_gateway.storage_link import LinkOptions
+from flotta_gateway.telemetry import Telemetry
+
+SERVICE_NAME = "kvdb.gateway.KvGateway"
+
+
+class Gateway:
+    """A gateway; made by `start`."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        token = settings.token()
+        self.metrics = Metrics("gateway")
+        telemetry = Telemetry(self.metrics)
+        self._supervisor = Supervisor("gateway")
+        self.maps = MapCache(
+            settings.coordinators,
+            self._map_changed,
+            random.random,
+            MapOptions(refresh_ms_min=settings.map_refresh_min_ms, idle_ms=settings.map_idle_ms),
+        )
+        self.links = LinkPool(self._supervisor, _link_options(settings), token, random.random)
+        self.dispatcher = Dispatcher(
+            self.maps,
+            self.links,
+            telemetry,
+            SYSTEM_CLOCK,
+            random.random,
+            Limits(value_bytes_max=settings.value_bytes_max),
+            DispatcherOptions(
+                calls_max=settings.requests_max,
+                bytes_max=settings.request_bytes_max,
+                attempt_ms=settings.attempt_ms,
+            ),
+        )
+        self.links.events = self.dispatcher
+        telemetry.watch(self.dispatcher, self.maps, self.links)
+        service = GatewayService(self.dispatcher, SYSTEM_CLOCK, settings.deadline_default_ms, settings.deadline_max_ms)
+        self._server = build_server(
+            [(add_KvGatewayServicer_to_server, service, SERVICE_NAME)],
+            listen=settings.listen,
+            token=token,
+            metrics=self.metrics,
+        )
+        self._http: HttpServer | None = None
+        self._stopped = False
+        self.port = 0
+        self.http_port = 0
+
+    async def start(self) -> None:
+        """Bind both ports and begin to follow the map. StartupError when a port cannot be had."""
+        await self._supervisor.start()
+        try:
+            self.port = await self._server.start()
+            http = status_server(self.metrics, self._readiness, self._settings.http_address(self.port))
+            self.http_port = await http.start()
+            self._http = http
+        except BaseException:
+            await self._server.stop(0)
+            await self._supervisor.stop()
+            raise
+        self._supervisor.spawn("map watch", self.maps.watch())
+        self._supervisor.spawn("map refresh", self.maps.refresh())
+
+    async def wait(self) -> None:
+        """Return once stopped; raise when a part of it failed."""
+        await self._supervisor.wait()
+
+    async def stop(self) -> None:
+        """Take no new requests, let the open ones be answered, then close everything."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await self._server.stop(self._settings.stop_timeout_ms)
+        self.dispatcher.close()
+        if self._http is not None:
+            await self._http.stop()
+        await self._supervisor.stop()
+
+    def _map_changed(self, shard_map: ShardMap) -> None:
+        self.links.keep(shard_map.addresses())
+        self.dispatcher.map_changed()
+
+    def _readiness(self) -> tuple[bool, str]:
+        shard_map = self.maps.current
+        if shard_map.initialised:
+            return True, f"shard map version {shard_map.version}"
+        return False, NO_SHARDS if self.maps.answered else "no coordinator has given a shard map yet"
+
+
+def _link_options(settings: GatewaySettings) -> LinkOptions:
+    return LinkOptions(
+        operations_max=settings.node_operations_max,
+        bytes_max=settings.node_bytes_max,
+        message_bytes_max=MESSAGE_BYTES_MAX,
+        connect_timeout_ms=settings.connect_timeout_ms,
+        keepalive_ms=settings.keepalive_ms,
+        keepalive_timeout_ms=settings.keepalive_ms,
+    )
+
+
+async def start(settings: GatewaySettings) -> Gateway:
+    """A serving gateway."""
+    gateway = Gateway(settings)
+    await gateway.start()
+    return gateway

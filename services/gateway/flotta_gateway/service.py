@@ -1,0 +1,83 @@
+"""KvGateway over grpc.aio: gathers the requests of one loop turn into a batch and awaits each one's answer.
+
+The client's deadline is the request's; a client that sets none, or a very late one, gets the configured limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT
+from flotta_proto.kvdb.gateway_pb2 import (
+    DeleteRequest,
+    DeleteResponse,
+    GetRequest,
+    GetResponse,
+    PutRequest,
+    PutResponse,
+)
+from flotta_proto.kvdb.gateway_pb2_grpc import KvGatewayServicer
+from flotta_runtime.clock import Clock
+
+from flotta_gateway.core.replies import Request, Response
+from flotta_gateway.dispatcher import Call, Dispatcher
+
+# Answer a little before the client's own timer rings, so that it hears more than DEADLINE_EXCEEDED.
+_EARLY_MS_MAX = 20.0
+_EARLY_SHARE = 0.05
+
+R = TypeVar("R", GetResponse, PutResponse, DeleteResponse)
+
+
+class GatewayService(KvGatewayServicer):
+    """The client API."""
+
+    def __init__(self, dispatcher: Dispatcher, clock: Clock, deadline_ms_default: int, deadline_ms_max: int) -> None:
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._deadline_ms_default = deadline_ms_default
+        self._deadline_ms_max = deadline_ms_max
+        self._batch: list[Call] = []
+
+    async def Get(self, request: GetRequest, context: Any) -> GetResponse:
+        return await self._handle(GET, request, context, GetResponse)
+
+    async def Put(self, request: PutRequest, context: Any) -> PutResponse:
+        return await self._handle(PUT, request, context, PutResponse)
+
+    async def Delete(self, request: DeleteRequest, context: Any) -> DeleteResponse:
+        return await self._handle(DELETE, request, context, DeleteResponse)
+
+    async def _handle(self, kind: int, request: Request, context: Any, expected: type[R]) -> R:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Response] = loop.create_future()
+
+        def deliver(response: Response) -> None:
+            if not answer.done():  # the client may be gone, and this handler about to notice
+                answer.set_result(response)
+
+        call = Call(kind, request, self._deadline_ms(context.time_remaining()), deliver)
+        if not self._batch:
+            loop.call_soon(self._submit)
+        self._batch.append(call)
+        try:
+            response = await answer
+        except asyncio.CancelledError:
+            self._dispatcher.abandon(call)
+            raise
+        if not isinstance(response, expected):
+            raise TypeError(f"{type(response).__name__} answers a request that expects {expected.__name__}")
+        return response
+
+    def _submit(self) -> None:
+        batch, self._batch = self._batch, []
+        self._dispatcher.submit(batch)
+
+    def _deadline_ms(self, remaining_s: float | None) -> float:
+        now_ms = self._clock.monotonic_ms()
+        if remaining_s is None:
+            return now_ms + self._deadline_ms_default
+        remaining_ms = remaining_s * 1000
+        early_ms = min(_EARLY_MS_MAX, remaining_ms * _EARLY_SHARE)
+        return now_ms + min(remaining_ms - early_ms, self._deadline_ms_max)
