@@ -96,12 +96,10 @@ def _silent(draft: Draft, node: Node, status: NodeStatus, seen: NodeObservation)
         draft.decide("node-suspect", node.node_id, f"{node.node_id} is SUSPECT: {silence}")
         return
     leads, holds, stuck = _losses(draft, node.node_id)
-    draft.decide(
-        "node-dead",
-        node.node_id,
-        f"{node.node_id} is DEAD: {silence}; it led {leads} and held {holds} shards, "
-        + (f"{stuck} of which cannot commit until a quorum of them is back" if stuck else "which all keep a quorum"),
-    )
+    held = f"it led {leads} and held {holds} shards, " if holds else "it held no shard"
+    if holds:
+        held += f"{stuck} of which cannot commit until more of their nodes are back" if stuck else "all keep a quorum"
+    draft.decide("node-dead", node.node_id, f"{node.node_id} is DEAD: {silence}; {held}")
     _drop_intents(draft, node.node_id)
 
 

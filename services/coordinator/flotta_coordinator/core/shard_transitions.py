@@ -99,7 +99,8 @@ def set_shard_replicas(draft: Draft, command: SetShardReplicas) -> Applied:
     for node_id in wanted:
         node = draft.node(node_id, "replicas")
         targets.append(kept.get(node_id) or draft.new_replica(_living(draft, node.node_id, "replicas")))
-    leader = "" if wanted[0] == shard.leader else wanted[0]
+    hopeless = draft.node(wanted[0], "replicas").status is NodeStatus.DEAD
+    leader = "" if hopeless or wanted[0] == shard.leader else wanted[0]
     if draft.put_shard(replace(shard, targets=tuple(targets), target_leader=leader)):
         now_on = ", ".join(member.node_id for member in shard.members)
         draft.decide(
@@ -124,8 +125,10 @@ def set_shard_leader(draft: Draft, command: SetShardLeader) -> Applied:
         )
     _living(draft, command.leader_node_id, "leader_node_id")
     wanted = "" if shard.leader == command.leader_node_id else command.leader_node_id
-    if draft.put_shard(replace(shard, target_leader=wanted)) and wanted:
-        draft.decide("shard-leader-wanted", shard.shard_id, f"an operator wants {wanted} to lead {shard.shard_id}")
+    if draft.put_shard(replace(shard, target_leader=wanted)):
+        already = "" if wanted else ", which it does"
+        sentence = f"an operator wants {command.leader_node_id} to lead {shard.shard_id}{already}"
+        draft.decide("shard-leader-wanted", shard.shard_id, sentence)
     return draft.finish("Shard leader updated")
 
 
@@ -140,7 +143,7 @@ def report_shards(draft: Draft, command: ReportShards) -> Applied:
         if before is None or after is None:
             continue
         taken += 1
-        draft.put_shard(after)
+        draft.put_shard(_with_fresh_targets(draft, before, after))
         _tell(draft, before, after)
     return draft.finish("reported", taken=taken)
 
@@ -191,20 +194,32 @@ def judge(state: ClusterState, shard: Shard, reporter: Node, report: ShardReport
     else:
         return None
     if after.targets and not report.moving and set(after.targets) == set(after.members):
-        after = replace(after, members=after.targets, targets=())
+        after = replace(after, targets=())
     return after if after != shard else None
 
 
 def _members(state: ClusterState, shard: Shard, voters: Sequence[int]) -> tuple[Replica, ...] | None:
-    """Voters as replicas, those already known first and in their order; None when a voter's node is unknown."""
+    """Voters as replicas, in the order of the targets they fulfil, else those already known first and in their order;
+    None when a voter's node is unknown."""
     replicas: dict[int, Replica] = {}
     for voter in voters:
         node = state.node_by_num(voter >> REPLICA_SEQUENCE_BITS)
         if node is None:
             return None
         replicas[voter] = Replica(node.node_id, voter)
-    order = {member.replica_id: place for place, member in enumerate(shard.members)}
+    wanted = {target.replica_id for target in shard.targets} == replicas.keys()
+    order = {known.replica_id: place for place, known in enumerate(shard.targets if wanted else shard.members)}
     return tuple(sorted(replicas.values(), key=lambda item: (order.get(item.replica_id, len(order)), item.replica_id)))
+
+
+def _with_fresh_targets(draft: Draft, before: Shard, after: Shard) -> Shard:
+    """A target that names a replica which the shard has just removed (the operator changed his mind while it moved)
+    becomes a new replica: a removed one never comes back."""
+    removed = set(before.members) - set(after.members)
+    if removed.isdisjoint(after.targets):
+        return after
+    targets = [draft.new_replica(draft.node(item.node_id)) if item in removed else item for item in after.targets]
+    return replace(after, targets=tuple(targets))
 
 
 def _led_by(shard: Shard, node_id: str, term: int) -> Shard:
@@ -234,7 +249,7 @@ def _check_same_numbers(known: Table, command: InitShards) -> None:
                 RejectCode.ALREADY_EXISTS,
                 field,
                 f"{field}: the shards are already initialized with num_shards {known.num_shards} and "
-                f"replication_factor {known.replication_factor}; {asked} instead of {have} changes nothing",
+                f"replication_factor {known.replication_factor}, so {asked} is refused",
             )
 
 
