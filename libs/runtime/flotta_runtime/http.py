@@ -59,6 +59,7 @@ class HttpServer:
                 loop="none",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # allowlists look at the peer of the socket, not at what a header claims
                 server_header=False,
                 backlog=connections_max,
                 limit_concurrency=connections_max,

@@ -173,7 +173,7 @@ class TokenSettings(Settings):
     )
     internal_token_file: Path | None = Field(
         default=None,
-        description="A file holding the internal token; read when the token itself is not given.",
+        description="A file holding the internal token; read when the token itself is unset or blank.",
         json_schema_extra=env("FLOTTA_INTERNAL_TOKEN_FILE"),
     )
 
@@ -184,22 +184,32 @@ class TokenSettings(Settings):
 
     def token(self) -> str:
         """The internal token, never empty."""
-        if self.internal_token is not None:
-            token = self.internal_token.get_secret_value().strip()
-            if not token:
-                raise ValueError("internal_token is empty; set KVDB_INTERNAL_GRPC_TOKEN to a secret")
-        elif self.internal_token_file is not None:
-            try:
-                token = self.internal_token_file.read_text("utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"internal_token_file cannot be read: {error}") from error
-            if not token:
-                raise ValueError(f"internal_token_file {self.internal_token_file} is empty")
-        else:
-            raise ValueError("internal_token is missing; set KVDB_INTERNAL_GRPC_TOKEN or FLOTTA_INTERNAL_TOKEN_FILE")
+        token = read_secret(
+            self.internal_token, "internal_token", "KVDB_INTERNAL_GRPC_TOKEN",
+            self.internal_token_file, "internal_token_file", "FLOTTA_INTERNAL_TOKEN_FILE",
+        )  # fmt: skip
         if not token.isascii() or not token.isprintable():
             raise ValueError("internal_token must be printable ASCII, because it travels in request metadata")
         return token
+
+
+def read_secret(
+    given: SecretStr | None, name: str, variable: str, file: Path | None, file_name: str, file_variable: str
+) -> str:
+    """A secret from its setting or, when that is unset or blank, from its file; ValueError rather than an empty one."""
+    secret = given.get_secret_value().strip() if given is not None else ""
+    if secret:
+        return secret
+    if file is None:
+        state = "missing" if given is None else "empty"
+        raise ValueError(f"{name} is {state}; set {variable} to a secret, or {file_variable} to a file that holds it")
+    try:
+        secret = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file_name} cannot be read: {error}") from error
+    if not secret:
+        raise ValueError(f"{file_name} {file} is empty")
+    return secret
 
 
 class GrpcSettings(TokenSettings):

@@ -138,6 +138,8 @@ def test_the_token_comes_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("from-file\n")
     assert load(environ={"FLOTTA_INTERNAL_TOKEN_FILE": str(file)}).token() == "from-file"
+    blank = {"KVDB_INTERNAL_GRPC_TOKEN": "", "FLOTTA_INTERNAL_TOKEN_FILE": str(file)}
+    assert load(environ=blank).token() == "from-file"
     file.write_text("\n")
     assert "is empty" in sentence(environ={"FLOTTA_INTERNAL_TOKEN_FILE": str(file)})
 
