@@ -9,35 +9,20 @@ every failure of RocksDB itself becomes an OSError, after which the process must
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from flotta_consensus.api import Failpoints, NoFailpoints
-from rocksdict import (
-    BlockBasedOptions,
-    Cache,
-    ColumnFamily,
-    DBCompressionType,
-    Options,
-    Rdict,
-    RdictIter,
-    ReadOptions,
-    Snapshot,
-    WriteBatch,
-    WriteOptions,
-)
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 
 from .overlay import Row
+from .rocks_views import RocksFrozenView, RocksView, Space, disk
 
 DEFAULT_FAMILY = "default"  # RocksDB insists on it; it is not a space and stays empty
-_NOT_FOUND = "key not found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,145 +38,6 @@ class RocksTuning:
     target_file_bytes: int = 32 << 20
 
 
-def disk_error(error: Exception, doing: str) -> OSError:
-    text = str(error)
-    number = errno.ENOSPC if "No space left" in text or "NoSpace" in text else errno.EIO
-    return OSError(number, f"RocksDB failed while {doing}: {text}")
-
-
-@contextmanager
-def _disk(doing: str) -> Iterator[None]:
-    """rocksdict raises plain `Exception` for what RocksDB reports, and typed ones for misuse."""
-    try:
-        yield
-    except Exception as error:
-        if type(error) is Exception:
-            raise disk_error(error, doing) from error
-        raise
-
-
-class _Space:
-    """One column family's handles, and how much was written to it. The two counters have one writer thread each."""
-
-    __slots__ = ("dropped", "family", "flushed_bytes", "name", "rows", "written_bytes")
-
-    def __init__(self, name: str, rows: Rdict, family: ColumnFamily) -> None:
-        self.name = name
-        self.rows: Rdict | None = rows
-        self.family: ColumnFamily | None = family
-        self.written_bytes = 0
-        self.flushed_bytes = 0
-        self.dropped = False
-
-    def live(self) -> Rdict:
-        if self.rows is None:
-            raise ValueError("the engine is closed")
-        return self.rows
-
-
-class RocksView:
-    """The live rows of one space; after a drop, its last ones."""
-
-    __slots__ = ("_space",)
-
-    def __init__(self, space: _Space) -> None:
-        self._space = space
-
-    def get(self, key: bytes) -> bytes | None:
-        with _disk("reading"):
-            found: bytes | None = self._space.live().get(key)
-        return found
-
-    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        if not keys:
-            return []
-        with _disk("reading"):
-            found: list[bytes | None] = self._space.live().get(list(keys))  # type: ignore[assignment]
-        return found
-
-    def scan(self, low: bytes, high: bytes | None, *, reverse: bool = False, limit: int | None = None) -> Iterator[Row]:
-        return _scan(self._space.live(), low, high, reverse, limit)
-
-
-class RocksFrozenView:
-    """The rows of one space at the moment of its making."""
-
-    __slots__ = ("_snapshot",)
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot: Snapshot | None = snapshot
-
-    def _live(self) -> Snapshot:
-        if self._snapshot is None:
-            raise ValueError("the frozen view is closed")
-        return self._snapshot
-
-    def get(self, key: bytes) -> bytes | None:
-        return _snapshot_get(self._live(), key)
-
-    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        snapshot = self._live()
-        return [_snapshot_get(snapshot, key) for key in keys]
-
-    def scan(self, low: bytes, high: bytes | None, *, reverse: bool = False, limit: int | None = None) -> Iterator[Row]:
-        return _scan(self._live(), low, high, reverse, limit)
-
-    def close(self) -> None:
-        self._snapshot = None
-
-
-def _snapshot_get(snapshot: Snapshot, key: bytes) -> bytes | None:
-    try:
-        found: bytes = snapshot[key]
-    except Exception as error:
-        # rocksdict's snapshots have no `get`: a missing key is an exception like any other.
-        if str(error) == _NOT_FOUND:
-            return None
-        if type(error) is Exception:
-            raise disk_error(error, "reading a snapshot") from error
-        raise
-    return found
-
-
-def _scan(source: Rdict | Snapshot, low: bytes, high: bytes | None, reverse: bool, limit: int | None) -> Iterator[Row]:
-    """The iterator is made now, so the scan shows the state of now, however slowly it is read."""
-    if high is not None and low >= high:
-        return iter(())
-    options = ReadOptions()
-    if high is not None:
-        # The lower bound is never set: rocksdict 0.3.29 takes `set_iterate_lower_bound` for the upper one.
-        options.set_iterate_upper_bound(high)
-    with _disk("scanning"):
-        rows = source.iter(read_opt=options)
-        if reverse:
-            rows.seek_to_last()
-        else:
-            rows.seek(low)
-    walk = _backward(rows, low) if reverse else _forward(rows)
-    return walk if limit is None else islice(walk, limit)
-
-
-def _forward(rows: RdictIter) -> Iterator[Row]:
-    valid, key, value, step = rows.valid, rows.key, rows.value, rows.next
-    while valid():
-        yield key(), value()
-        step()
-    with _disk("scanning"):
-        rows.status()  # the end of an iterator may be a damaged block
-
-
-def _backward(rows: RdictIter, low: bytes) -> Iterator[Row]:
-    valid, key, value, step = rows.valid, rows.key, rows.value, rows.prev
-    while valid():
-        at = key()
-        if at < low:
-            return
-        yield at, value()
-        step()
-    with _disk("scanning"):
-        rows.status()
-
-
 class RocksEngine:
     """An `Engine` over one RocksDB directory. One process at a time: RocksDB holds a lock file."""
 
@@ -205,9 +51,9 @@ class RocksEngine:
         self._unlogged = WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[assignment,method-assign]
         self._lock = threading.Lock()  # over creating, dropping and closing
-        self._spaces: dict[str, _Space] = {}
+        self._spaces: dict[str, Space] = {}
         _make_directory(self._path)
-        with _disk(f"opening {self._path}"):
+        with disk(f"opening {self._path}"):
             families = self._families()
             self._db: Rdict | None = Rdict(
                 self._path, self._options(), column_families={name: self._options() for name in families}
@@ -226,7 +72,7 @@ class RocksEngine:
             if space in self._spaces or space == DEFAULT_FAMILY:
                 raise ValueError(f"space {space!r} exists")
             self._failpoints.reach("engine.before_create")
-            with _disk(f"creating space {space}"):
+            with disk(f"creating space {space}"):
                 db.create_column_family(space, self._options())
                 self._spaces[space] = self._handles(db, space)
             self._failpoints.reach("engine.after_create")
@@ -238,7 +84,7 @@ class RocksEngine:
             found.dropped = True
             del self._spaces[space]
             found.family = None
-            with _disk(f"dropping space {space}"):
+            with disk(f"dropping space {space}"):
                 self._live().drop_column_family(space)
             self._failpoints.reach("engine.after_drop")
 
@@ -246,19 +92,21 @@ class RocksEngine:
         return RocksView(self._space(space))
 
     def freeze(self, space: str) -> RocksFrozenView:
-        return RocksFrozenView(self._space(space).live().snapshot())
+        found = self._space(space)
+        with disk(f"freezing space {space}"):
+            return RocksFrozenView(found.live())
 
     def write(self, space: str, puts: Sequence[Row], deletes: Sequence[bytes]) -> None:
         found = self._space(space)
         self._failpoints.reach("engine.before_write")
         batch = WriteBatch(raw_mode=True)
         batch.set_default_column_family(found.family)
-        for key, value in puts:
-            batch[key] = value
-        for key in deletes:
-            del batch[key]
-        size = batch.size_in_bytes()
-        with _disk(f"writing to space {space}"):
+        with disk(f"writing to space {space}"):
+            for key, value in puts:
+                batch[key] = value
+            for key in deletes:
+                del batch[key]
+            size = batch.size_in_bytes()
             self._live().write(batch, self._unlogged)
         found.written_bytes += size
         self._failpoints.reach("engine.after_write")
@@ -268,7 +116,7 @@ class RocksEngine:
         self._failpoints.reach("engine.before_flush")
         written = found.written_bytes
         try:
-            with _disk(f"flushing space {space}"):
+            with disk(f"flushing space {space}"):
                 found.live().flush(True)
         except OSError:
             if found.dropped:
@@ -305,7 +153,7 @@ class RocksEngine:
                 space.rows = None
                 space.family = None
             self._spaces.clear()
-            with _disk(f"closing {self._path}"):
+            with disk(f"closing {self._path}"):
                 db.close()
 
     def _live(self) -> Rdict:
@@ -313,15 +161,15 @@ class RocksEngine:
             raise ValueError("the engine is closed")
         return self._db
 
-    def _space(self, space: str) -> _Space:
+    def _space(self, space: str) -> Space:
         found = self._spaces.get(space)
         if found is None:
             self._live()
             raise KeyError(f"no space {space!r}")
         return found
 
-    def _handles(self, db: Rdict, name: str) -> _Space:
-        return _Space(name, db.get_column_family(name), db.get_column_family_handle(name))
+    def _handles(self, db: Rdict, name: str) -> Space:
+        return Space(name, db.get_column_family(name), db.get_column_family_handle(name))
 
     def _families(self) -> list[str]:
         """A directory without CURRENT holds no database yet: it is made last."""

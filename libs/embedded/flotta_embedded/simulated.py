@@ -14,7 +14,7 @@ import errno
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain
 
 from flotta_consensus.api import Failpoints, NoFailpoints
 
@@ -59,7 +59,7 @@ class _Rows:
         if reverse:
             found.reverse()
         data = self.data
-        return iter([(key, data[key]) for key in islice(found, limit)])
+        return iter([(key, data[key]) for key in found])
 
 
 class _Space:
@@ -183,6 +183,9 @@ class SimEngine:
 
     def write(self, space: str, puts: Sequence[Row], deletes: Sequence[bytes]) -> None:
         found = self._space(space)
+        for item in (*chain.from_iterable(puts), *deletes):
+            if not isinstance(item, bytes):
+                raise TypeError(f"keys and values are bytes, not {type(item).__name__}")
         size = sum(len(key) + len(value) for key, value in puts) + sum(map(len, deletes))
         if self._bytes_left is not None:
             self._bytes_left -= size

@@ -1,0 +1,134 @@
+"""RocksDB itself: killed processes, damaged files, two owners of one directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from embedded_harness import rows_of
+from flotta_embedded.rocks import RocksEngine
+from flotta_embedded.rocks_views import disk_error
+
+KILLED = """
+import os, signal, sys
+from flotta_embedded.rocks import RocksEngine
+engine = RocksEngine(sys.argv[1])
+engine.create("s")
+for number in range(100):
+    engine.write("s", [(b"%03d" % number, b"v" * 50)], ())
+    if number == 60:
+        engine.flush("s")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_leaves_the_last_flush_and_nothing_torn(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "db")], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    engine = RocksEngine(tmp_path / "db")
+    assert [key for key, _ in engine.view("s").scan(b"", None)] == [b"%03d" % number for number in range(61)]
+    engine.close()
+
+
+def test_a_memtable_that_fills_up_is_flushed_on_a_batch_boundary(tmp_path: Path) -> None:
+    script = KILLED.replace("b'v' * 50", "b'v'").replace("number == 60", "False").replace("range(100)", "range(3000)")
+    script = script.replace(
+        '[(b"%03d" % number, b"v" * 50)]', '[(b"a%06d" % number, b"v" * 5000), (b"z", b"%06d" % number)]'
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "db")], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    engine = RocksEngine(tmp_path / "db")
+    view = engine.view("s")
+    last = view.get(b"z")
+    assert last is not None, "15 MB were written, so at least one memtable of 8 MB was flushed"
+    assert [key for key, _ in view.scan(b"a", b"b")] == [b"a%06d" % number for number in range(int(last) + 1)]
+    engine.close()
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    engine = RocksEngine(tmp_path / "db")
+    script = "import sys; from flotta_embedded.rocks import RocksEngine; RocksEngine(sys.argv[1])"
+    second = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "db")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert second.returncode == 1
+    assert "OSError" in second.stderr and "LOCK" in second.stderr
+    engine.close()
+
+
+def test_damage_in_a_table_file_is_an_os_error_never_a_shorter_scan(tmp_path: Path) -> None:
+    engine = RocksEngine(tmp_path / "db")
+    engine.create("s")
+    engine.write("s", [(b"%05d" % number, os.urandom(200)) for number in range(5000)], ())
+    engine.flush("s")
+    engine.close()
+    (table,) = (tmp_path / "db").glob("*.sst")
+    content = bytearray(table.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 32] = bytes(32)
+    table.write_bytes(content)
+    engine = RocksEngine(tmp_path / "db")
+    view = engine.view("s")
+    frozen = engine.freeze("s")
+    keys = [b"%05d" % number for number in range(5000)]
+    for read in (
+        lambda: rows_of(view),
+        lambda: list(view.scan(b"", None, reverse=True)),
+        lambda: rows_of(frozen),
+        lambda: view.multi_get(keys),
+        lambda: frozen.multi_get(keys),
+        lambda: [view.get(key) for key in keys],
+    ):
+        with pytest.raises(OSError, match="Corruption"):
+            read()
+    frozen.close()
+    engine.close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"raw_mo'])
+def test_a_torn_rocksdict_config_does_not_matter(tmp_path: Path, content: bytes | None) -> None:
+    engine = RocksEngine(tmp_path / "db")
+    engine.create("s")
+    engine.write("s", [(b"\x00", b"v")], ())
+    engine.flush("s")
+    engine.close()
+    config = tmp_path / "db" / "rocksdict-config.json"
+    config.unlink()
+    if content is not None:
+        config.write_bytes(content)
+    engine = RocksEngine(tmp_path / "db")
+    assert rows_of(engine.view("s")) == [(b"\x00", b"v")]
+    engine.close()
+
+
+def test_the_write_ahead_log_stays_empty(tmp_path: Path) -> None:
+    engine = RocksEngine(tmp_path / "db")
+    engine.create("s")
+    engine.write("s", [(b"k", b"v" * 10_000)], ())
+    assert [log.stat().st_size for log in (tmp_path / "db").glob("*.log")] == [0]
+    engine.close()
+
+
+def test_errors_of_the_disk_carry_their_number() -> None:
+    full = disk_error(Exception("IO error: No space left on device: While appending to file"), "flushing")
+    assert (full.errno, "flushing" in str(full)) == (errno.ENOSPC, True)
+    assert disk_error(Exception("Corruption: bad block"), "reading").errno == errno.EIO
+
+
+def test_statistics_count_table_bytes(tmp_path: Path) -> None:
+    engine = RocksEngine(tmp_path / "db")
+    engine.create("s")
+    engine.write("s", [(b"%d" % number, os.urandom(100)) for number in range(1000)], ())
+    before = engine.statistics()
+    engine.flush("s")
+    after = engine.statistics()
+    assert before["table_bytes"] == 0
+    assert after["table_bytes"] >= 100_000
+    assert before["memtable_bytes"] > after["memtable_bytes"]
+    assert after["background_errors"] == 0
+    engine.close()
