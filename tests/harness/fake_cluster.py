@@ -1,0 +1,371 @@
+"""A coordinator and storage nodes that speak the real protocols and fail on command, for tests of what talks to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+from flotta_proto.flotta import storage_pb2 as sp
+from flotta_proto.flotta import storage_pb2_grpc as sp_grpc
+from flotta_proto.kvdb import coordinator_pb2 as cp
+from flotta_proto.kvdb import coordinator_pb2_grpc as cp_grpc
+from flotta_proto.kvdb.gateway_pb2 import Status
+
+TOKEN = "a-test-token"
+Fault = Callable[[sp.Operation], "sp.Reply | str | None"]
+"""Says what a node does with an operation: a reply, "die" (the stream ends, unanswered), "apply-and-die", "drop",
+or None for what it would do anyway."""
+
+
+@dataclass
+class FakeShards:
+    """The data of all shards, as if replicated at once; and who really leads them."""
+
+    rows: dict[tuple[str, bytes], tuple[bytes, int]] = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)  # shard id -> address
+    epochs: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[tuple[bytes, str], sp.Reply] = field(default_factory=dict)
+    revision: int = 100
+    applied: list[sp.Operation] = field(default_factory=list)
+
+    def execute(self, op: sp.Operation) -> sp.Reply:
+        if op.request_id and (op.key, op.request_id) in self.outcomes:
+            earlier = self.outcomes[op.key, op.request_id]
+            again = sp.Reply()
+            again.CopyFrom(earlier)
+            again.call, again.duplicate = op.call, True
+            return again
+        reply = self._apply(op)
+        if op.request_id:
+            self.outcomes[op.key, op.request_id] = reply
+        return reply
+
+    def _apply(self, op: sp.Operation) -> sp.Reply:
+        at = (op.shard_id, op.key)
+        reply = sp.Reply(call=op.call, code=Status.OK, shard_id=op.shard_id, revision=self.revision)
+        row = self.rows.get(at)
+        if op.kind == sp.GET:
+            if row is None:
+                reply.code, reply.message = Status.NOT_FOUND, "no such key"
+            else:
+                reply.value, reply.version = (b"" if op.head_only else row[0]), row[1]
+            return reply
+        self.applied.append(op)
+        if op.if_version_equals and (row is None or row[1] != op.if_version_equals):
+            reply.code, reply.message = Status.VERSION_MISMATCH, "another version"
+        elif op.if_not_exists and row is not None:
+            reply.code, reply.message = Status.ALREADY_EXISTS, "the key exists"
+        elif op.kind == sp.DELETE and row is None:
+            reply.code, reply.message = Status.NOT_FOUND, "no such key"
+        else:
+            self.revision += 1
+            reply.version = reply.revision = self.revision
+            if op.kind == sp.PUT:
+                self.rows[at] = (op.value, self.revision)
+            else:
+                del self.rows[at]
+        return reply
+
+
+class FakeNode(sp_grpc.ShardsServicer):
+    """A storage node. `fault` is asked before anything else happens to an operation."""
+
+    def __init__(self, shards: FakeShards) -> None:
+        self.shards = shards
+        self.fault: Fault | None = None
+        self.delay_s = 0.0
+        self.seen: list[sp.Operation] = []
+        self.frames: list[int] = []  # operations per frame
+        self.tokens: list[str | None] = []
+        self.address = ""
+        self._server: grpc.aio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, port: int = 0) -> FakeNode:
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", 17 << 20),
+                ("grpc.max_send_message_length", 17 << 20),
+                ("grpc.http2.min_ping_interval_without_data_ms", 100),
+                ("grpc.http2.max_ping_strikes", 0),
+            ]
+        )
+        sp_grpc.add_ShardsServicer_to_server(self, self._server)
+        bound = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.address = f"127.0.0.1:{bound}"
+        await self._server.start()
+        return self
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    async def kill(self) -> None:
+        """Cut every stream and close the port."""
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def Execute(self, request_iterator: AsyncIterator[sp.OperationFrame], context: Any) -> None:
+        self.tokens.append(dict(context.invocation_metadata()).get("x-kvdb-internal-token"))
+        if self.tokens[-1] != TOKEN:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "Missing or invalid internal gRPC token")
+        async for frame in request_iterator:
+            self.frames.append(len(frame.operations))
+            replies, die = self._answer(frame.operations)
+            if die:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the node died")
+            if not replies:
+                continue
+            if self.delay_s:
+                task = asyncio.create_task(self._later(context, sp.ReplyFrame(replies=replies)))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                await context.write(sp.ReplyFrame(replies=replies))
+
+    async def _later(self, context: Any, frame: sp.ReplyFrame) -> None:
+        await asyncio.sleep(self.delay_s)
+        await context.write(frame)
+
+    def _answer(self, operations: Iterable[sp.Operation]) -> tuple[list[sp.Reply], bool]:
+        replies = []
+        die = False
+        for op in operations:
+            self.seen.append(op)
+            said = self.fault(op) if self.fault is not None else None
+            if isinstance(said, sp.Reply):
+                said.call = op.call
+                replies.append(said)
+            elif said == "apply-and-die":
+                self.shards.execute(op)
+                die = True
+            elif said == "die":
+                die = True
+            elif said is None:
+                replies.append(self._serve(op))
+        return replies, die
+
+    def _serve(self, op: sp.Operation) -> sp.Reply:
+        leader = self.shards.leaders.get(op.shard_id, "")
+        epoch = self.shards.epochs.get(op.shard_id, op.epoch)
+        if op.epoch and op.epoch != epoch:
+            return sp.Reply(call=op.call, code=Status.SHARD_MOVED, shard_id=op.shard_id, new_node_hint=leader)
+        if leader != self.address and op.consistency != 2:
+            return sp.Reply(call=op.call, code=Status.NOT_LEADER, shard_id=op.shard_id, leader_hint=leader)
+        return self.shards.execute(op)
+
+
+class FakeCoordinator(cp_grpc.CoordinatorServicer):
+    """A coordinator. Several may share one `state`, given by a common `FakeCluster`."""
+
+    def __init__(self, state: cp.ClusterState) -> None:
+        self.state = state
+        self.redirect = ""  # answer FAILED_PRECONDITION with this leader
+        self.hang = False
+        self.watchable = True
+        self.records = True  # send records to those who ask for them, else ids only
+        self.gets = 0
+        self.watches: list[asyncio.Queue[cp.ShardMapDelta | None]] = []
+        self.address = ""
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, port: int = 0) -> FakeCoordinator:
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        cp_grpc.add_CoordinatorServicer_to_server(self, self._server)
+        bound = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.address = f"127.0.0.1:{bound}"
+        await self._server.start()
+        return self
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    async def kill(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    def end_watches(self) -> None:
+        for queue in self.watches:
+            queue.put_nowait(None)
+
+    def send(self, delta: cp.ShardMapDelta) -> None:
+        for queue in self.watches:
+            queue.put_nowait(delta)
+
+    async def GetShardMap(self, request: cp.GetShardMapRequest, context: Any) -> cp.GetShardMapResponse:
+        self.gets += 1
+        await self._misbehave(context)
+        if self.state.map_version <= request.if_version_gt:
+            return cp.GetShardMapResponse(not_modified=True)
+        return cp.GetShardMapResponse(state=self.state)
+
+    async def WatchShardMap(self, request: cp.WatchShardMapRequest, context: Any) -> None:
+        await self._misbehave(context)
+        if not self.watchable:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no watches here")
+        queue: asyncio.Queue[cp.ShardMapDelta | None] = asyncio.Queue()
+        self.watches.append(queue)
+        try:
+            if self.state.map_version > request.from_version:
+                await context.write(
+                    cp.ShardMapDelta(new_map_version=self.state.map_version, full_state=self.state)
+                )
+            else:
+                await context.write(cp.ShardMapDelta())
+            while (delta := await queue.get()) is not None:
+                await context.write(delta)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "Coordinator stepped down from leader")
+        finally:
+            self.watches.remove(queue)
+
+    async def ListNodes(self, request: cp.ListNodesRequest, context: Any) -> cp.ListNodesResponse:
+        await self._misbehave(context)
+        return cp.ListNodesResponse(nodes=[self.state.nodes[node_id] for node_id in sorted(self.state.nodes)])
+
+    async def GetCoordinatorLeader(
+        self, request: cp.GetCoordinatorLeaderRequest, context: Any
+    ) -> cp.GetCoordinatorLeaderResponse:
+        await self._misbehave(context)
+        return cp.GetCoordinatorLeaderResponse(
+            is_leader=True, leader_id="coordinator-1", leader_address=self.address, term=7
+        )
+
+    async def _misbehave(self, context: Any) -> None:
+        if self.hang:
+            await asyncio.sleep(3600)
+        if self.redirect:
+            context.set_trailing_metadata((("x-leader-hint", self.redirect),))
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"Not the leader. Leader hint: {self.redirect}"
+            )
+
+
+class FakeCluster:
+    """Nodes node-1..n and shards shard-0..k-1 over all of them, each led by node (i mod n) + 1."""
+
+    def __init__(self) -> None:
+        self.shards = FakeShards()
+        self.nodes: list[FakeNode] = []
+        self.state = cp.ClusterState(cluster_id="fake")
+        self.coordinators: list[FakeCoordinator] = []
+
+    async def start(self, nodes: int = 3, shards: int = 4, coordinators: int = 1) -> FakeCluster:
+        for _ in range(nodes):
+            self.nodes.append(await FakeNode(self.shards).start())
+        for number, node in enumerate(self.nodes, 1):
+            self.state.nodes[f"node-{number}"].CopyFrom(
+                cp.NodeRecord(node_id=f"node-{number}", address=node.address, status=cp.ALIVE)
+            )
+        for index in range(shards):
+            shard_id = f"shard-{index}"
+            leader = index % nodes
+            self.state.shards[shard_id].CopyFrom(
+                cp.ShardRecord(
+                    shard_id=shard_id,
+                    epoch=1,
+                    replicas=[f"node-{number + 1}" for number in range(nodes)],
+                    leader=f"node-{leader + 1}",
+                    config_state=cp.STABLE,
+                )
+            )
+            self.shards.leaders[shard_id] = self.nodes[leader].address
+            self.shards.epochs[shard_id] = 1
+        self.state.partitioning.num_shards = shards
+        self.state.partitioning.replication_factor = nodes
+        self.state.map_version = 5
+        for _ in range(coordinators):
+            self.coordinators.append(await FakeCoordinator(self.state).start())
+        return self
+
+    @property
+    def coordinator(self) -> FakeCoordinator:
+        return self.coordinators[0]
+
+    def node_at(self, address: str) -> FakeNode:
+        return next(node for node in self.nodes if node.address == address)
+
+    def leader_of(self, shard_id: str) -> FakeNode:
+        return self.node_at(self.shards.leaders[shard_id])
+
+    def move_leader(self, shard_id: str, to: FakeNode, *, tell: bool = True, epoch: int = 1) -> None:
+        """Let `to` lead; the coordinators learn of it, and tell their watchers, only if `tell`."""
+        self.shards.leaders[shard_id] = to.address
+        self.shards.epochs[shard_id] = epoch
+        if tell:
+            self.record_leader(shard_id)
+
+    def record_leader(self, shard_id: str, *, announce: bool = True) -> None:
+        """Bring the coordinators' map up to date with who leads `shard_id`."""
+        number = self.nodes.index(self.leader_of(shard_id)) + 1
+        record = self.state.shards[shard_id]
+        record.leader = f"node-{number}"
+        record.epoch = self.shards.epochs[shard_id]
+        previous = self.state.map_version
+        self.state.map_version += 1
+        if announce:
+            for coordinator in self.coordinators:
+                delta = cp.ShardMapDelta(new_map_version=previous + 1, changed_shards=[shard_id])
+                if coordinator.records:
+                    delta.previous_map_version = previous
+                    delta.shards.append(record)
+                coordinator.send(delta)
+
+    async def stop(self) -> None:
+        for coordinator in self.coordinators:
+            await coordinator.kill()
+        for node in self.nodes:
+            await node.kill()
+
+
+class StallingProxy:
+    """Passes bytes on to `target` until told to stall; the connections then stay open and carry nothing."""
+
+    def __init__(self, target: str) -> None:
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._server: asyncio.Server | None = None
+        self._writers: deque[asyncio.StreamWriter] = deque()
+        self.address = ""
+
+    async def start(self) -> StallingProxy:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    def stall(self) -> None:
+        self._flowing.clear()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.close()
+        self._flowing.set()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection(self._host, self._port)
+        self._writers += (writer, upstream_writer)
+        await asyncio.gather(self._pump(reader, upstream_writer), self._pump(upstream_reader, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
