@@ -159,8 +159,7 @@ class Machine:
     # --- applying ---------------------------------------------------------------------------------------------------
 
     def apply_many(self, entries: Sequence[Entry]) -> list[Any]:
-        if self._dead is not None:
-            raise InvariantError(f"machine {self.name} takes no entries: {self._dead}")
+        self._check_alive()
         if not entries:
             return []
         if self._header.index == 0:
@@ -170,6 +169,10 @@ class Machine:
         except BaseException as error:
             self._dead = f"an apply failed ({type(error).__name__}: {error})"
             raise
+
+    def _check_alive(self) -> None:
+        if self._dead is not None:
+            raise InvariantError(f"machine {self.name} takes nothing more: {self._dead}")
 
     def _apply(self, entries: Sequence[Entry]) -> list[Any]:
         overlay = Layer(self._view)
@@ -272,17 +275,21 @@ class Machine:
 
     def restore(self) -> MachineSink:
         """One at a time: an unfinished earlier sink is aborted."""
+        self._check_alive()
         if self._sink is not None:
             self._sink.abort()
         generation = generations(self._engine, self.name)[-1] + 1
-        self._sink = MachineSink(self._engine, self.name, generation, self._failpoints, self._switch)
+        self._sink = MachineSink(
+            self._engine,
+            self.name,
+            generation,
+            self._failpoints,
+            applied_index=self.applied_index,
+            committed=self._switch,
+        )
         return self._sink
 
     def _switch(self, generation: int, header: Header) -> None:
-        if header.index < self._header.index:
-            raise InvariantError(
-                f"machine {self.name} at index {self._header.index} was restored to index {header.index}"
-            )
         old = [number for number in generations(self._engine, self.name) if number < generation]
         self._sink = None
         self._generation = generation
@@ -295,5 +302,9 @@ class Machine:
         self._failpoints.reach("machine.restore_dropped")
 
     def destroy(self) -> None:
+        """Idempotent, and picks up after a crash in the middle of it: `open` the rest and destroy that."""
         self._dead = "it was destroyed"
+        if self._sink is not None:
+            self._sink.abort()
+            self._sink = None
         drop(self._engine, self.name, generations(self._engine, self.name))

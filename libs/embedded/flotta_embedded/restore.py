@@ -26,12 +26,15 @@ class MachineSink:
         name: str,
         generation: int,
         failpoints: Failpoints,
+        *,
+        applied_index: Callable[[], int],
         committed: Callable[[int, Header], None],
     ) -> None:
         self._engine = engine
         self._space = space_of(name, generation)
         self._generation = generation
         self._failpoints = failpoints
+        self._applied_index = applied_index
         self._committed = committed
         self._parser = SnapshotParser()
         self._damage: str | None = None
@@ -63,6 +66,8 @@ class MachineSink:
         if damage is not None or header is None:
             self.abort()
             raise ValueError(damage)
+        if header.index < self._applied_index():
+            raise InvariantError(f"a machine at index {self._applied_index()} was to be restored to {header.index}")
         self._open = False
         self._failpoints.reach("machine.restore_written")
         write_header(self._engine, self._space, header)

@@ -99,6 +99,8 @@ class RocksEngine:
     def write(self, space: str, puts: Sequence[Row], deletes: Sequence[bytes]) -> None:
         found = self._space(space)
         self._failpoints.reach("engine.before_write")
+        if found.family is None:
+            raise KeyError(f"space {space!r} was dropped")
         batch = WriteBatch(raw_mode=True)
         batch.set_default_column_family(found.family)
         with disk(f"writing to space {space}"):
@@ -183,7 +185,10 @@ class RocksEngine:
         options.create_if_missing(True)
         options.set_write_buffer_size(tuning.write_buffer_bytes)
         options.set_db_write_buffer_size(tuning.write_buffers_bytes)
-        options.set_max_write_buffer_number(3)
+        # A stalled write would hold the GIL, and with it the process: leave compaction a lot of room before one.
+        options.set_max_write_buffer_number(4)
+        options.set_level_zero_slowdown_writes_trigger(48)
+        options.set_level_zero_stop_writes_trigger(96)
         options.set_arena_block_size(tuning.arena_block_bytes)
         options.set_max_open_files(tuning.open_files_max)
         options.set_max_background_jobs(tuning.background_jobs)

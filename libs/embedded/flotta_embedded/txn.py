@@ -149,12 +149,16 @@ def transactional(name: str, handler: Callable[..., Any]) -> VectorHandler:
             result = handler(txn, *args)
         except CommandError as error:
             txn._close(into=None)
-            return Rejection(error.code, error.message, error.detail)
+            return Rejection(error.code, error.message, canonical(error.detail))
         txn._close(into=overlay)
+        return canonical(result)
+
+    def canonical(value: Any) -> Any:
+        """As every replica, and every later decoder, will see it."""
         try:
-            return decode_value(encode_value(result))
+            return decode_value(encode_value(value))
         except (TypeError, ValueError) as error:
-            raise InvariantError(f"command {name} returned what cannot be encoded: {error}") from error
+            raise InvariantError(f"command {name} gave back what cannot be encoded: {error}") from error
 
     def run(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
         return [run_one(overlay, command) for command in commands]
