@@ -44,7 +44,8 @@ def grpc_code(error: FlottaError) -> grpc.StatusCode:
 def trailers(error: FlottaError) -> tuple[tuple[str, str], ...]:
     """The trailing metadata of an error. A hint that is not known is left out, never sent empty.
 
-    `x-flotta-error` names the class where the gRPC code alone does not tell it.
+    `x-flotta-error` names the class where the gRPC code alone does not tell it, and tells an UNAVAILABLE that a
+    handler answered (it certainly did not happen) from one that a broken connection made up (it may have).
     """
     made: list[tuple[str, str]] = []
     if error.leader_hint:
@@ -55,7 +56,7 @@ def trailers(error: FlottaError) -> tuple[tuple[str, str], ...]:
         made.append((NEW_NODE_HINT, error.new_node_hint))
     if error.retry_after_ms:
         made.append((RETRY_AFTER_MS, str(error.retry_after_ms)))
-    if error.grpc_code in ("FAILED_PRECONDITION", "INVALID_ARGUMENT"):
+    if error.grpc_code in ("FAILED_PRECONDITION", "INVALID_ARGUMENT", "UNAVAILABLE"):
         made.append((ERROR_NAME, error.name))
     return tuple(made)
 
