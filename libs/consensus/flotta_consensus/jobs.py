@@ -70,7 +70,11 @@ class Jobs:
             self._failpoints.reach("consensus.after_flush")
             return index
 
-        self._driver.flushed(flush.group, await self._in_thread(work))
+        index = await self._in_thread(work)
+        self._driver.flushed(flush.group, index)
+        if not self._driver.installing(flush.group):
+            # Received files that Raft had no use for: a state this old is never installed.
+            await self._in_thread(self._files.delete_incoming, flush.group, index)
 
     async def _check(self, groups: list[int]) -> None:
         self._driver.checked(groups, await self.statuses(groups))

@@ -1,0 +1,228 @@
+"""The peer transport over gRPC: `flotta.raft.v1.RaftTransport`, both ends of it.
+
+Frames to a peer travel on one stream; snapshots on a connection of their own, a few at a time. `Identify` is served
+from the first moment, everything else only between `attach` and `detach`. Server options (TLS, message limits of at
+least 4 MiB, the token check of all internal services) are the server's; the token is checked here as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
+
+from flotta_consensus.api import Failpoints, NoFailpoints
+from flotta_consensus.core.effects import SendSnapshot
+from flotta_consensus.identity import DataDirectory, IdentityError
+from flotta_consensus.peer_identity import PeerGuard, readable, stream_metadata, to_message
+from flotta_consensus.peer_link import (
+    CHANNEL_OPTIONS,
+    CREDIT_BYTES,
+    CREDIT_SECONDS,
+    ChannelFactory,
+    LinkOptions,
+    PeerLink,
+    payload_bytes,
+)
+from flotta_consensus.snapshot_stream import SnapshotReceiver, SnapshotRefused, slices
+from flotta_consensus.transport import AddressBook, Receiver
+
+_FRAME_BYTES_MAX = 512 << 20
+_SNAPSHOT_SECONDS_MIN = 60
+_SNAPSHOT_BYTES_PER_SECOND_MIN = 1 << 20
+
+
+def insecure_channel(address: str, options: tuple[tuple[str, int], ...]) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+class GrpcTransport:
+    """Implements `transport.Transport`. Make it, `add_to` a server, hand it to `GroupHost.open`.
+
+    `report` gets one line for each new problem with a peer (refused identities among them).
+    """
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        addresses: AddressBook,
+        *,
+        token: str = "",
+        options: LinkOptions | None = None,
+        channels: ChannelFactory = insecure_channel,
+        failpoints: Failpoints | None = None,
+        snapshot_streams_max: int = 2,
+        report: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._directory = directory
+        self._addresses = addresses
+        self._token = token
+        self._options = options or LinkOptions()
+        self._channels = channels
+        self._guard = PeerGuard(directory, token)
+        self._links: dict[int, PeerLink] = {}
+        self._new_links: asyncio.Queue[PeerLink] = asyncio.Queue()
+        self._snapshot_slots = asyncio.Semaphore(snapshot_streams_max)
+        self._receiver: Receiver | None = None
+        self._report = report
+        self._servicer = _Servicer(
+            directory, self._guard, SnapshotReceiver(failpoints or NoFailpoints(), streams_max=snapshot_streams_max)
+        )
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        raft_pb2_grpc.add_RaftTransportServicer_to_server(self._servicer, server)
+
+    def attach(self, receiver: Receiver, incoming_dir: Path) -> None:
+        self._receiver = receiver
+        self._servicer.attach(receiver, incoming_dir)
+
+    def detach(self) -> None:
+        self._receiver = None
+        self._servicer.detach()
+
+    def send(self, node_num: int, frame: bytes) -> None:
+        link = self._links.get(node_num)
+        if link is None:
+            link = PeerLink(
+                node_num,
+                self._directory,
+                self._guard,
+                self._addresses,
+                self._channels,
+                self._token,
+                self._options,
+                unreachable=self._unreachable,
+                report=self._report,
+            )
+            self._links[node_num] = link
+            self._new_links.put_nowait(link)
+        link.send(frame)
+
+    async def send_snapshot(self, offer: SendSnapshot, path: Path) -> bool:
+        async with self._snapshot_slots:
+            try:
+                receipt = await self._stream_snapshot(offer, path)
+            except (grpc.aio.AioRpcError, OSError) as error:
+                self._report(f"snapshot of group {offer.group} to node number {offer.node_num}: {error}")
+                return False
+        if receipt is not None and not receipt.accepted:
+            self._report(f"snapshot of group {offer.group} to node number {offer.node_num}: {receipt.reason}")
+        return receipt is not None and receipt.accepted
+
+    async def run(self) -> None:
+        """One task for each peer ever sent to."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                link = await self._new_links.get()
+                tasks.create_task(link.run())
+
+    def _unreachable(self, node_num: int) -> None:
+        if self._receiver is not None:
+            self._receiver.unreachable(node_num)
+
+    async def _stream_snapshot(self, offer: SendSnapshot, path: Path) -> raft_pb2.SnapshotReceipt | None:
+        address = self._addresses(offer.node_num)
+        if address is None:
+            return None
+        size = (await asyncio.to_thread(path.stat)).st_size
+        async with self._channels(address, CHANNEL_OPTIONS) as channel:
+            call = raft_pb2_grpc.RaftTransportStub(channel).SendSnapshot(
+                metadata=stream_metadata(self._directory.identity, offer.node_num, self._token),
+                timeout=_SNAPSHOT_SECONDS_MIN + size / _SNAPSHOT_BYTES_PER_SECOND_MIN,
+            )
+            try:
+                async for chunk in slices(offer, path):
+                    await call.write(chunk)
+                await call.done_writing()
+            except asyncio.InvalidStateError:
+                pass  # the peer answered before the end: its receipt says why
+            return await call
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Servicer(raft_pb2_grpc.RaftTransportServicer):
+    def __init__(self, directory: DataDirectory, guard: PeerGuard, snapshots: SnapshotReceiver) -> None:
+        self._directory = directory
+        self._guard = guard
+        self._snapshots = snapshots
+        self._target: tuple[Receiver, Path] | None = None
+
+    def attach(self, receiver: Receiver, incoming_dir: Path) -> None:
+        self._target = (receiver, incoming_dir)
+
+    def detach(self) -> None:
+        self._target = None
+
+    async def Identify(
+        self,
+        request: raft_pb2.IdentifyRequest,
+        context: Context,
+    ) -> raft_pb2.Identity:
+        await self._check_token(context)
+        asker = getattr(request, "from").node_id
+        return to_message(self._directory.identity, self._directory.peers.store_of_node(asker) if asker else "")
+
+    async def Frames(
+        self,
+        request_iterator: AsyncIterator[raft_pb2.Frame],
+        context: Context,
+    ) -> AsyncIterator[raft_pb2.FrameCredit]:
+        await self._admit(context)
+        loop = asyncio.get_running_loop()
+        received = credited = 0
+        credited_at = -CREDIT_SECONDS
+        pieces: list[bytes] = []
+        pieces_bytes = 0
+        async for frame in request_iterator:
+            received += payload_bytes(frame)
+            pieces.append(frame.messages)
+            pieces_bytes += len(frame.messages)
+            if pieces_bytes > _FRAME_BYTES_MAX:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "a frame in pieces is too big")
+            if not frame.continues:
+                whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pieces, pieces_bytes = [], 0
+                await self._deliver(context, [whole, *frame.more])
+            if received - credited >= CREDIT_BYTES or loop.time() - credited_at >= CREDIT_SECONDS:
+                credited, credited_at = received, loop.time()
+                yield raft_pb2.FrameCredit(received_bytes=received)
+
+    async def SendSnapshot(
+        self,
+        request_iterator: AsyncIterator[raft_pb2.SnapshotChunk],
+        context: Context,
+    ) -> raft_pb2.SnapshotReceipt:
+        receiver, directory = await self._admit(context)
+        number = self._directory.identity.node_num
+        try:
+            await self._snapshots.take(aiter(request_iterator), directory, number, receiver.receive)
+        except SnapshotRefused as refused:
+            return raft_pb2.SnapshotReceipt(accepted=False, reason=str(refused))
+        return raft_pb2.SnapshotReceipt(accepted=True)
+
+    async def _deliver(self, context: Context, frames: list[bytes]) -> None:
+        if self._target is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this process is not ready for Raft messages")
+        for frame in frames:
+            self._target[0].receive(frame)
+
+    async def _admit(self, context: Context) -> tuple[Receiver, Path]:
+        await self._check_token(context)
+        try:
+            await self._guard.admit_stream(readable(context.invocation_metadata()))
+        except IdentityError as refusal:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+        target = self._target
+        if target is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this process is not ready for Raft messages")
+        return target
+
+    async def _check_token(self, context: Context) -> None:
+        if not self._guard.right_token(readable(context.invocation_metadata())):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong internal token")
