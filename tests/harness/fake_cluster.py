@@ -80,6 +80,7 @@ class FakeNode(sp_grpc.ShardsServicer):
         self.shards = shards
         self.fault: Fault | None = None
         self.delay_s = 0.0
+        self.token = TOKEN
         self.seen: list[sp.Operation] = []
         self.frames: list[int] = []  # operations per frame
         self.tokens: list[str | None] = []
@@ -118,7 +119,7 @@ class FakeNode(sp_grpc.ShardsServicer):
 
     async def Execute(self, request_iterator: AsyncIterator[sp.OperationFrame], context: Any) -> None:
         self.tokens.append(dict(context.invocation_metadata()).get("x-kvdb-internal-token"))
-        if self.tokens[-1] != TOKEN:
+        if self.tokens[-1] != self.token:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "Missing or invalid internal gRPC token")
         async for frame in request_iterator:
             self.frames.append(len(frame.operations))
@@ -220,9 +221,7 @@ class FakeCoordinator(cp_grpc.CoordinatorServicer):
         self.watches.append(queue)
         try:
             if self.state.map_version > request.from_version:
-                await context.write(
-                    cp.ShardMapDelta(new_map_version=self.state.map_version, full_state=self.state)
-                )
+                await context.write(cp.ShardMapDelta(new_map_version=self.state.map_version, full_state=self.state))
             else:
                 await context.write(cp.ShardMapDelta())
             while (delta := await queue.get()) is not None:
@@ -248,9 +247,7 @@ class FakeCoordinator(cp_grpc.CoordinatorServicer):
             await asyncio.sleep(3600)
         if self.redirect:
             context.set_trailing_metadata((("x-leader-hint", self.redirect),))
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION, f"Not the leader. Leader hint: {self.redirect}"
-            )
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"Not the leader. Leader hint: {self.redirect}")
 
 
 class FakeCluster:

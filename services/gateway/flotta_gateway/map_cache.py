@@ -85,7 +85,8 @@ class MapCache:
 
     def refresh_soon(self) -> None:
         """Ask for a newer map. Cheap; any number of requests make one refresh."""
-        self._wanted.set()
+        if self._answered:  # before that, `watch` is asking as fast as is good
+            self._wanted.set()
 
     async def refresh(self) -> None:
         """Serve `refresh_soon`, until cancelled."""

@@ -214,14 +214,13 @@ class StorageLink(Generic[OwnerT]):
     async def _read(self, stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
         waiting = self._waiting
         while True:
-            data = await stream.read()
+            try:
+                data = await stream.read()
+            except grpc.aio.AioRpcError as error:
+                certain = error.code() in _REFUSED_UNREAD and not self._got_reply
+                raise _LinkDown(f"{error.code().name}: {error.details()}", certain=certain) from error
             if not isinstance(data, bytes):  # grpc.aio.EOF
-                code = await stream.code()
-                if code is grpc.StatusCode.OK:
-                    raise _LinkDown("the node ended the stream")
-                raise _LinkDown(
-                    f"{code.name}: {await stream.details()}", certain=code in _REFUSED_UNREAD and not self._got_reply
-                )
+                raise _LinkDown("the node ended the stream")
             self._got_reply = True
             answered = []
             for reply in ReplyFrame.FromString(data).replies:
@@ -288,6 +287,8 @@ class StorageLink(Generic[OwnerT]):
             ("grpc.max_reconnect_backoff_ms", options.connect_timeout_ms),
             ("grpc.keepalive_time_ms", options.keepalive_ms),
             ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
+            # The library's own pings are waited for this long, a minute by default, and hold up the keepalive's.
+            ("grpc.http2.ping_timeout_ms", options.keepalive_timeout_ms),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_send_message_length", options.message_bytes_max),

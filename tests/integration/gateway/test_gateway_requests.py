@@ -21,7 +21,13 @@ Start = Callable[..., Awaitable[tuple[Any, Any]]]
 
 async def test_put_get_delete_with_any_bytes(cluster: FakeCluster, start_gateway: Start) -> None:
     _, stub = await start_gateway(cluster)
-    rows = {b"plain": b"v", b"with space": b"line\nline", b"\xff\xfe": b"\x00", b"\x00": b"", b"k" * 1024: b"x" * 70_000}
+    rows = {
+        b"plain": b"v",
+        b"with space": b"line\nline",
+        b"\xff\xfe": b"\x00",
+        b"\x00": b"",
+        b"k" * 1024: b"x" * 70_000,
+    }
     for key, value in rows.items():
         put = await stub.Put(gw.PutRequest(key=key, value=value))
         assert put.status.code == Status.OK
@@ -100,9 +106,7 @@ async def test_a_batch_goes_in_one_frame_per_node(cluster: FakeCluster, start_ga
     assert gateway.dispatcher.calls_open == gateway.dispatcher.bytes_open == 0
 
 
-async def test_eventual_reads_are_dealt_out_and_strong_ones_are_not(
-    cluster: FakeCluster, start_gateway: Start
-) -> None:
+async def test_eventual_reads_are_dealt_out_and_strong_ones_are_not(cluster: FakeCluster, start_gateway: Start) -> None:
     _, stub = await start_gateway(cluster)
     await stub.Put(gw.PutRequest(key=b"k", value=b"v"))
     for _ in range(9):
@@ -151,9 +155,7 @@ async def test_bad_input_is_named_and_goes_nowhere(
     assert not any(node.seen for node in cluster.nodes)
 
 
-async def test_the_largest_value_passes_and_one_more_byte_does_not(
-    cluster: FakeCluster, start_gateway: Start
-) -> None:
+async def test_the_largest_value_passes_and_one_more_byte_does_not(cluster: FakeCluster, start_gateway: Start) -> None:
     _, stub = await start_gateway(cluster)
     value = b"v" * (16 << 20)
     assert (await stub.Put(put(key=b"k" * 1024, value=value), timeout=20)).status.code == Status.OK
