@@ -1,4 +1,4 @@
-"""A coordinator and storage nodes that speak the real protocols and fail on command, for tests of what talks to them."""
+"""A coordinator and storage nodes that speak the real protocols and fail on command."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ from flotta_proto.kvdb import coordinator_pb2_grpc as cp_grpc
 from flotta_proto.kvdb.gateway_pb2 import Status
 
 TOKEN = "a-test-token"
+
+
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+    """Return as soon as `condition()` holds; TimeoutError if it never does."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - the condition is any state at all, and nobody signals it
+            await asyncio.sleep(0.01)
+
+
 Fault = Callable[[sp.Operation], "sp.Reply | str | None"]
 """Says what a node does with an operation: a reply, "die" (the stream ends, unanswered), "apply-and-die", "drop",
 or None for what it would do anyway."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_cluster import FakeCluster, FakeNode, StallingProxy
+from fake_cluster import FakeCluster, FakeNode, StallingProxy, wait_until
 from flotta_proto.flotta import storage_pb2 as sp
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2 import Status
@@ -41,12 +41,6 @@ def first_time(fault: Any) -> Callable[[sp.Operation], Any]:
     """A fault that strikes once."""
     left = [fault]
     return lambda _op: left.pop() if left else None
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_leader_hint_is_followed(cluster: FakeCluster, start_gateway: Start) -> None:

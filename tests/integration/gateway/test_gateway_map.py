@@ -9,19 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_cluster import FakeCluster
+from fake_cluster import FakeCluster, wait_until
 from flotta_proto.kvdb import coordinator_pb2 as cp
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2 import Status
 
 Start = Callable[..., Awaitable[tuple[Any, Any]]]
 NOBODY = "127.0.0.1:1"
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def put_works(stub: Any) -> bool:

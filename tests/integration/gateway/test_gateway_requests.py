@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import pytest
-from fake_cluster import TOKEN, FakeCluster
+from fake_cluster import TOKEN, FakeCluster, wait_until
 from flotta_gateway.dispatcher import Call
 from flotta_proto.flotta import storage_pb2 as sp
 from flotta_proto.kvdb import gateway_pb2 as gw
@@ -98,8 +97,7 @@ async def test_a_batch_goes_in_one_frame_per_node(cluster: FakeCluster, start_ga
     gateway.dispatcher.submit(
         [Call(sp.PUT, gw.PutRequest(key=b"k%d" % i, value=b"v"), deadline_ms, answers.append) for i in range(200)]
     )
-    while len(answers) < 200:
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: len(answers) == 200)
     assert all(answer.status.code == Status.OK for answer in answers)
     assert [len(node.frames) for node in cluster.nodes] == [1, 1, 1]
     assert sum(node.frames[0] for node in cluster.nodes) == 200
@@ -168,8 +166,7 @@ async def test_a_cluster_without_shards_says_what_to_do(start_gateway: Start) ->
     try:
         cluster.state.map_version = 0
         gateway, stub = await start_gateway(cluster)
-        while not gateway.maps.answered:
-            await asyncio.sleep(0.01)
+        await wait_until(lambda: gateway.maps.answered)
         answer = await stub.Put(put())
         assert answer.status.code == Status.UNAVAILABLE
         assert "POST /admin/config/shard-init" in answer.status.message
