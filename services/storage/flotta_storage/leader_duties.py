@@ -1,0 +1,157 @@
+"""What the leader of a shard does beside serving: carries moves on, hands leadership over, and expires rows.
+
+Each round looks at every shard led here; the decisions are `core/moves.py`. Invariants: one membership change per
+shard at a time, each with a deadline, and its outcome is never assumed: the next round looks at what was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import flotta_native
+from flotta_consensus.aio import GroupHost
+from flotta_consensus.api import Committed, Rejected
+from flotta_runtime.clock import Clock
+from flotta_runtime.logging import get_logger
+
+from flotta_storage.core.commands import EXPIRE_ROWS_MAX, expire_payload
+from flotta_storage.core.moves import ChangeMembers, Intent, LeaderView, Settled, TransferLeader, best_heir, next_step
+from flotta_storage.core.reads import next_expiry_ms
+from flotta_storage.map_model import MapModel
+from flotta_storage.replica_table import Replica, ReplicaTable
+
+CHANGE_TIMEOUT_MS = 10_000
+EXPIRE_TIMEOUT_MS = 5_000
+TRANSFER_PAUSE_MS = 2_000  # a transfer is a wish; let it come true, or fail, before it is repeated
+
+
+class LeaderDuties:
+    """`run()` is its one task; `on_change` is called when a membership change was committed."""
+
+    def __init__(
+        self,
+        host: GroupHost,
+        replicas: ReplicaTable,
+        model: MapModel,
+        clock: Clock,
+        on_change: Callable[[], None],
+        *,
+        duties_ms: int,
+        catch_up_entries: int,
+    ) -> None:
+        self._host = host
+        self._replicas = replicas
+        self._model = model
+        self._clock = clock
+        self._on_change = on_change
+        self._duties_ms = duties_ms
+        self._catch_up_entries = catch_up_entries
+        self._transferred_ms: dict[int, int] = {}
+        self._told: dict[int, str] = {}
+        self._log = get_logger("storage.moves")
+        self.transfers = 0
+        self.changes = 0
+        self.swept = 0
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._duties_ms / 1000)
+            led = [replica for replica in self._replicas if self.leads(replica)]
+            await self._expire(led)
+            moving = [(replica, intent) for replica in led if (intent := self._intent(replica)) is not None]
+            if moving:
+                await asyncio.gather(*(self._move(replica, intent) for replica, intent in moving))
+
+    def leads(self, replica: Replica) -> bool:
+        role = self._host.role(replica.group)
+        return role is not None and role.is_leader
+
+    def _intent(self, replica: Replica) -> Intent | None:
+        """What the map asks of a shard, or None where nothing is to be done: the usual case, and a cheap one."""
+        shard = self._model.view.shards.get(replica.group)
+        if shard is None:
+            return None
+        members = replica.machine.members()
+        leader = next((one for one in members.voters if shard.members.get(one) == shard.target_leader), 0)
+        settled = not shard.targets or shard.targets.keys() == set(members.voters)
+        if settled and not members.learners and not members.outgoing and leader in (0, replica.replica):
+            return None
+        return Intent(frozenset(shard.targets), leader)
+
+    async def _move(self, replica: Replica, intent: Intent) -> None:
+        view = await self.leader_view(replica)
+        if view is None:
+            return
+        step = next_step(view, intent, self._catch_up_entries)
+        if isinstance(step, TransferLeader):
+            self.transfer(replica, step.to_replica)
+        elif isinstance(step, ChangeMembers):
+            outcome = await self._host.change_membership(replica.group, step.changes, CHANGE_TIMEOUT_MS)
+            if isinstance(outcome, Committed):
+                self.changes += 1
+                self._on_change()
+                self._log.info("membership changed", shard=replica.shard_id, changes=step.changes, index=outcome.index)
+            else:
+                reason = outcome.reason.value if isinstance(outcome, Rejected) else outcome.reason
+                self._log.info("membership change not committed", shard=replica.shard_id, reason=reason)
+        elif isinstance(step, Settled):
+            self._told.pop(replica.group, None)
+        elif self._told.get(replica.group) != step.reason:
+            self._told[replica.group] = step.reason
+            self._log.info("move waits", shard=replica.shard_id, reason=step.reason)
+
+    def transfer(self, replica: Replica, to_replica: int) -> None:
+        """Ask for a transfer, unless one was asked for a moment ago."""
+        now_ms = self._clock.monotonic_ms()
+        if now_ms - self._transferred_ms.get(replica.group, -TRANSFER_PAUSE_MS) < TRANSFER_PAUSE_MS:
+            return
+        self._transferred_ms[replica.group] = now_ms
+        self.transfers += 1
+        self._host.transfer_leader(replica.group, to_replica)
+        self._log.info("leadership is handed over", shard=replica.shard_id, to_replica=to_replica)
+
+    async def leader_view(self, replica: Replica) -> LeaderView | None:
+        """The group as its leader sees it; None if this node does not lead it (any more)."""
+        status = await self._host.status(replica.group)
+        if status is None or status.role != flotta_native.ROLE_LEADER:
+            return None
+        return LeaderView(
+            group=replica.group,
+            replica=replica.replica,
+            members=replica.machine.members(),
+            last_index=status.last_index,
+            matched=dict(status.matched),
+            active=dict(status.recent_active),
+            snapshots=frozenset(status.pending_snapshot),
+        )
+
+    async def hand_over(self, timeout_ms: int) -> int:
+        """Give every led shard to a voter that is close, for as long as that takes; returns how many are still led."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_ms / 1000
+        while True:
+            led = [replica for replica in self._replicas if self.leads(replica)]
+            views = [view for replica in led if (view := await self.leader_view(replica)) is not None]
+            heirs = {view.group: heir for view in views if (heir := best_heir(view, self._catch_up_entries))}
+            if not heirs or loop.time() >= end:
+                return len(views)
+            for replica in led:
+                if replica.group in heirs:
+                    self.transfer(replica, heirs[replica.group])
+            await asyncio.sleep(0.02)
+
+    async def _expire(self, led: list[Replica]) -> None:
+        """One bounded sweep for each shard that has something due, all in flight together."""
+        wall_ms = self._clock.wall_ms()
+        due = [replica for replica in led if _is_due(replica, wall_ms)]
+        payload = expire_payload(wall_ms, EXPIRE_ROWS_MAX)
+        outcomes = await asyncio.gather(
+            *(self._host.propose(replica.group, payload, EXPIRE_TIMEOUT_MS) for replica in due)
+        )
+        self.swept += sum(outcome.result.swept for outcome in outcomes if isinstance(outcome, Committed))
+
+
+def _is_due(replica: Replica, wall_ms: int) -> bool:
+    due_ms = next_expiry_ms(replica.machine.view())
+    return due_ms is not None and due_ms <= wall_ms

@@ -1,0 +1,174 @@
+"""Makes and removes this node's replicas as `core/replicas.py` decides, in an order that any crash leaves repairable.
+
+Making: record (durable) → state machine (durable) → Raft group (durable) → record says made. Removing: only after the
+group's leader said so → tombstoned in the log → state destroyed → record replaced by a tombstone. `recover` finishes
+whatever a crash interrupted. Invariant: a record is there before its replica and goes after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from flotta_consensus.aio import GroupHost
+from flotta_consensus.api import Members, StateMachine
+from flotta_consensus.identity import DataDirectory
+from flotta_embedded.api import Engine
+from flotta_embedded.generations import current
+from flotta_embedded.machine import Machine
+from flotta_embedded.registry import Registry
+from flotta_runtime.errors import StartupError
+from flotta_runtime.logging import get_logger
+
+from flotta_storage.core.commands import birth_rows
+from flotta_storage.core.replicas import (
+    AskMembership,
+    Complain,
+    Create,
+    LocalReplica,
+    MapView,
+    MembershipAnswer,
+    Origin,
+    decide,
+    may_remove,
+)
+from flotta_storage.map_model import MapModel
+from flotta_storage.records import NodeRecords
+from flotta_storage.replica_table import Replica, ReplicaTable
+
+REVIEW_MS = 2_000  # how often the map is looked at again although it did not change: questions need repeating
+
+Ask = Callable[[AskMembership, MapView], Awaitable[MembershipAnswer]]
+
+
+def space_name(group: int) -> str:
+    return f"group-{group}"
+
+
+def open_machines(engine: Engine, records: NodeRecords, registry: Registry) -> dict[int, Machine]:
+    """The state machine of every recorded replica that has one."""
+    return {
+        group: Machine.open(engine, space_name(group), registry)
+        for group in records.state.replicas
+        if current(engine, space_name(group)) is not None
+    }
+
+
+class ReplicaManager:
+    """`recover()` once, after the host runs; then `run()` is its task."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        engine: Engine,
+        registry: Registry,
+        records: NodeRecords,
+        host: GroupHost,
+        model: MapModel,
+        replicas: ReplicaTable,
+        ask: Ask,
+    ) -> None:
+        self._directory = directory
+        self._engine = engine
+        self._registry = registry
+        self._records = records
+        self._host = host
+        self._model = model
+        self._replicas = replicas
+        self._ask = ask
+        self._wake = asyncio.Event()
+        self._complaints: set[str] = set()
+        self._log = get_logger("storage.replicas", node=records.state.node_id)
+
+    def map_changed(self) -> None:
+        self._wake.set()
+
+    async def recover(self, machines: Mapping[int, Machine]) -> None:
+        """Bring records, machines and log into line after a start."""
+        known = set(self._host.groups())
+        tombstones = self._host.tombstones()
+        for group, record in sorted(self._records.state.replicas.items()):
+            if group in known:
+                self._serve(record, machines[group])
+                if not record.made:
+                    self._records.mark_made(group)
+            elif record.replica in tombstones.get(group, []):
+                if group in machines:
+                    machines[group].destroy()
+                self._records.bury(group)
+            elif record.made:
+                raise StartupError(
+                    f"replica {record.replica} of shard {record.shard_id} was made here, but the Raft log does not "
+                    "know it: the log was replaced; restore the data directory, or remove the node and add it again"
+                )
+            else:
+                await self._make(record, machines.get(group))
+
+    async def run(self) -> None:
+        """Review the map whenever it changes, and now and then."""
+        while True:
+            self._wake.clear()
+            await self._review()
+            try:
+                async with asyncio.timeout(REVIEW_MS / 1000):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _review(self) -> None:
+        view = self._model.view
+        actions = decide(view, self._records.state)
+        creations = [action.replica for action in actions if isinstance(action, Create)]
+        if creations:
+            self._records.intend(creations, view.version)
+            for record in creations:
+                await self._make(record, None)
+        for action in actions:
+            if isinstance(action, Complain):
+                self._complain(action)
+        questions = [action for action in actions if isinstance(action, AskMembership)]
+        for answer in await asyncio.gather(*(self._ask(question, view) for question in questions)):
+            if may_remove(answer, self._records.state):
+                await self._remove(answer.group, view.version)
+
+    async def _make(self, record: LocalReplica, machine: Machine | None) -> None:
+        if machine is None:
+            machine = await asyncio.to_thread(self._new_machine, record)
+        await self._host.create_group(record.group, record.replica, record.voters, machine)
+        self._directory.mark_formed()
+        self._records.mark_made(record.group)
+        self._serve(record, machine)
+        self._log.info("replica made", shard=record.shard_id, replica=record.replica, origin=record.origin.value)
+
+    def _new_machine(self, record: LocalReplica) -> Machine:
+        space = space_name(record.group)
+        if record.origin is Origin.EMPTY:
+            return Machine.create_empty(self._engine, space, self._registry)
+        return Machine.create(
+            self._engine,
+            space,
+            self._registry,
+            members=Members(voters=record.voters),
+            revision_base=record.revision_base,
+            rows=birth_rows(record.shard_id, record.table, record.shard_index, record.shard_count),
+        )
+
+    async def _remove(self, group: int, map_version: int) -> None:
+        record = self._records.state.replicas[group]
+        self._replicas.remove(group)
+        await self._host.remove_group(group)
+        self._records.bury(group, map_version)
+        self._log.info("replica removed", shard=record.shard_id, replica=record.replica)
+
+    def _serve(self, record: LocalReplica, machine: Machine) -> None:
+        self._replicas.add(Replica(record.shard_id, record.group, record.replica, machine))
+
+    def _complain(self, complaint: Complain) -> None:
+        if complaint.reason not in self._complaints:
+            self._complaints.add(complaint.reason)
+            self._log.error("the map asks for what must not be done", reason=complaint.reason)
+
+
+def orphans_are_expected(records: NodeRecords, orphans: Mapping[int, StateMachine]) -> bool:
+    """Machines without a group in the log are ones whose making or removing a crash interrupted."""
+    return orphans.keys() <= records.state.replicas.keys()

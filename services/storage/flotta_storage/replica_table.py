@@ -1,0 +1,69 @@
+"""The replicas that run in this process, as the request path finds them.
+
+Invariant: a replica is in the table from the moment its group can take requests until its removal begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flotta_embedded.machine import Machine
+
+from flotta_storage.core.keys import SHARD_KEY
+from flotta_storage.core.shard_state import ShardState, decode_state
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One running replica. The shard's record is decoded again only when its bytes changed."""
+
+    shard_id: str
+    group: int
+    replica: int
+    machine: Machine
+    _raw: bytes = b""
+    _state: ShardState | None = None
+
+    def state(self) -> ShardState | None:
+        """The shard's record as applied here; None while the replica is still empty."""
+        raw = self.machine.view().get(SHARD_KEY)
+        if raw is None:
+            return None
+        if raw != self._raw:
+            self._raw, self._state = raw, decode_state(raw)
+        return self._state
+
+    def applied_revision(self) -> int:
+        return self.machine.revision(self.machine.applied_index())
+
+
+class ReplicaTable:
+    def __init__(self) -> None:
+        self._by_shard: dict[str, Replica] = {}
+        self._by_group: dict[int, Replica] = {}
+
+    def add(self, replica: Replica) -> None:
+        self._by_shard[replica.shard_id] = replica
+        self._by_group[replica.group] = replica
+
+    def remove(self, group: int) -> None:
+        removed = self._by_group.pop(group, None)
+        if removed is not None and self._by_shard.get(removed.shard_id) is removed:
+            del self._by_shard[removed.shard_id]
+
+    def clear(self) -> None:
+        self._by_shard.clear()
+        self._by_group.clear()
+
+    def of_shard(self, shard_id: str) -> Replica | None:
+        return self._by_shard.get(shard_id)
+
+    def of_group(self, group: int) -> Replica | None:
+        return self._by_group.get(group)
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(list(self._by_group.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_group)
