@@ -32,6 +32,7 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = asyncio.Event()
+        self.asked = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -40,6 +41,15 @@ class _Uvicorn(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
+
+    async def main_loop(self) -> None:
+        """uvicorn's, but it wakes once a second (for the Date header) and at once when asked to stop."""
+        tenths = 0
+        while not await self.on_tick(tenths):
+            tenths = (tenths + 10) % 864_000
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self.asked.wait()
 
 
 class HttpServer:
@@ -85,6 +95,7 @@ class HttpServer:
     async def stop(self) -> None:
         """Close the port and let open requests finish within the grace time."""
         self._server.should_exit = True
+        self._server.asked.set()
         if self._task is not None:
             await self._task
             self._task = None

@@ -42,16 +42,21 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def shown(text: str) -> str:
+    """A value for an error message: quoted, and short whatever was given."""
+    return repr(text) if len(text) <= 80 else f"{text[:64]!r}… ({len(text)} characters)"
+
+
 def check_address(text: str, *, port_min: int = 1) -> str:
     """`text` if it is host:port with port_min ≤ port ≤ 65535, else ValueError with a sentence saying what is wrong."""
     host, colon, port = text.rpartition(":")
     if not colon or (":" in host and not (host.startswith("[") and host.endswith("]"))):
         hint = "; write an IPv6 host in brackets" if text.count(":") > 1 else ""
-        raise ValueError(f"{text!r} has no port; it must be host:port{hint}")
+        raise ValueError(f"{shown(text)} has no port; it must be host:port{hint}")
     if not host.strip("[]") or any(c.isspace() or c in "/,=@" for c in host):
-        raise ValueError(f"{text!r} has no usable host; it must be host:port")
-    if not (port.isascii() and port.isdecimal()) or not port_min <= int(port) <= 65535:
-        raise ValueError(f"{text!r} has a bad port; a port is a number from {port_min} to 65535")
+        raise ValueError(f"{shown(text)} has no usable host; it must be host:port")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5) or not port_min <= int(port) <= 65535:
+        raise ValueError(f"{shown(text)} has a bad port; a port is a number from {port_min} to 65535")
     return text
 
 
@@ -95,7 +100,7 @@ def check_id(text: str) -> str:
     plain = text.replace("-", "a").replace("_", "a").replace(".", "a")
     if not 0 < len(text) <= 128 or not text[0].isalnum() or not (plain.isascii() and plain.isalnum()):
         raise ValueError(
-            f"{text!r} must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit"
+            f"{shown(text)} must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit"
         )
     return text
 

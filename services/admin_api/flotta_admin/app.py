@@ -13,7 +13,6 @@ from flotta_admin import http_errors
 from flotta_admin.json_response import PrettyJson
 from flotta_admin.routes import GUARDED, Context, actuator, cluster, nodes, shards
 
-BODY_BYTES_MAX = 1 << 20
 DESCRIPTION = """
 Registers storage nodes, creates the shards, and shows and changes the shard map of a Flotta cluster.
 
@@ -31,7 +30,6 @@ def make_app(context: Context) -> FastAPI:
         default_response_class=PrettyJson,
         redirect_slashes=False,
         strict_content_type=False,  # a body without a Content-Type is taken for JSON
-        max_body_size=BODY_BYTES_MAX,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         separate_input_output_schemas=False,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2, coordinator_pb2_grpc
-from flotta_runtime.errors import FlottaError, NotLeader, Timeout, Unavailable
+from flotta_runtime.errors import FlottaError, NotLeader, PermissionDenied, Timeout, Unauthenticated, Unavailable
 from flotta_runtime.server import Channel, channel
 from flotta_runtime.status import from_rpc_error
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
@@ -27,6 +27,13 @@ Call = Callable[[Channel, float], Awaitable[R]]
 CHANNELS_MAX = 16
 BACKOFF_MS = 25
 BACKOFF_MS_MAX = 400
+
+
+class RefusedByCoordinator(FlottaError):
+    """This service is set up wrongly; the caller can do nothing about it."""
+
+    http_status = 502
+    name = "BAD_GATEWAY"
 
 
 class Coordinators:
@@ -128,6 +135,8 @@ class Coordinators:
             self._turn_from(address, error)
             if isinstance(error, Unavailable | Timeout):
                 raise type(error)(f"coordinator {address}: {error.message}") from failure
+            if isinstance(error, Unauthenticated | PermissionDenied):
+                raise RefusedByCoordinator(f"coordinator {address} refuses this service's internal token") from failure
             raise error from failure
         except Unavailable as error:
             self._turn_from(address, error)

@@ -11,18 +11,22 @@ import ipaddress
 import json
 import time
 import uuid
+from collections.abc import MutableMapping
 from typing import Any
 
 from flotta_runtime.http import AsgiApp, Receive, Scope, Send
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from starlette.exceptions import HTTPException
 
 from flotta_admin.settings import Network
 
 API_KEY_HEADER = b"x-admin-api-key"
 CORRELATION_HEADER = b"x-correlation-id"
 CORRELATION_CHARS_MAX = 128
+BODY_BYTES_MAX = 1 << 20
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/docs"})
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds, by machines
 OPEN_TREES = ("/admin/actuator/health", "/admin/actuator/info")
 
 
@@ -75,7 +79,7 @@ class Guard:
             if refusal is not None:
                 await _answer(sending, refusal[0], {"error": refusal[1], "path": scope["path"]})
             else:
-                await self._app(scope, receive, sending)
+                await self._app(scope, _bounded(receive, headers.get(b"content-length")), sending)
         except Exception as error:
             # The app has answered 500 before it raised; the reason belongs in the log, not in uvicorn's hands.
             self._log.error("unexpected error", path=scope["path"], correlation_id=correlation_id, exc_info=error)
@@ -99,7 +103,8 @@ class Guard:
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(route).observe(seconds)
         client = scope.get("client")
-        self._log.info(
+        log = self._log.debug if route in QUIET_ROUTES else self._log.info
+        log(
             "request",
             method=scope["method"],
             path=scope["path"],
@@ -108,6 +113,24 @@ class Guard:
             client=client[0] if client else "",
             correlation_id=correlation_id,
         )
+
+
+def _bounded(receive: Receive, declared: bytes | None) -> Receive:
+    """`receive`, but a body over the limit is a 413 that the app's error handlers see."""
+    length = int(declared) if declared is not None and declared.isdigit() and len(declared) < 20 else 0
+    received = 0
+
+    async def receiving() -> MutableMapping[str, Any]:
+        nonlocal received
+        if length > BODY_BYTES_MAX:
+            raise HTTPException(413)
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > BODY_BYTES_MAX:
+            raise HTTPException(413)
+        return message
+
+    return receiving
 
 
 def _first_values(scope: Scope) -> dict[bytes, bytes]:

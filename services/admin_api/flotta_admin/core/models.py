@@ -74,7 +74,7 @@ class ShardMapSnapshot(Answer):
     map_version: int = Field(description="Version of the map; only grows.")
     nodes: dict[str, Node] = Field(description="Nodes by id.")
     shards: dict[str, Shard] = Field(description="Shards by id.")
-    partitioning: Partitioning = Field(description="How the keyspace is divided.")
+    partitioning: Partitioning = Field(description="Shard count and replication factor.")
 
 
 class MapVersion(Answer):
@@ -192,7 +192,7 @@ class AppInfo(Answer):
 class ActuatorInfo(Answer):
     """About this service."""
 
-    app: AppInfo = Field(description="What runs here.")
+    app: AppInfo = Field(description="Name and version of this service.")
 
 
 class MetricNames(Answer):

@@ -32,6 +32,7 @@ GUARDED: Responses = {
     403: {"model": GuardBody, "description": "The caller's address is not on the allowlist."},
 }
 COORDINATOR: Responses = {
+    502: {"model": ErrorBody, "description": "The coordinators refuse this service's internal token."},
     503: {"model": ErrorBody, "description": "No coordinator leader answered; nothing was changed."},
     504: {"model": ErrorBody, "description": "No answer in time; a change may have happened."},
 }
