@@ -38,7 +38,7 @@ class LogView:
 
 @dataclass(frozen=True, slots=True)
 class LogDecision:
-    """`compact_to` 0: not now. `flush`: the target needs a newer flush first; ask again when it is done."""
+    """`compact_to` 0: not now. `flush`: much more could go after a newer flush; ask again when it is done."""
 
     flush: bool = False
     compact_to: int = 0
@@ -53,11 +53,13 @@ def decide(view: LogView, policy: LogPolicy) -> LogDecision:
         target = max(target, _reclaimable(view, policy, entries))
     if target < view.first_index:
         return LogDecision()
-    if view.durable >= target:
-        return LogDecision(compact_to=target)
-    # A pinned group must not wait for a flush to get rid of what is durable already.
-    now = view.durable if view.durable >= view.first_index and view.pinned else 0
-    return LogDecision(flush=True, compact_to=now)
+    now = min(target, view.durable)
+    if now < view.first_index:
+        now = 0
+    # What is durable goes at once: waiting for the whole target would wait for ever while writes go on.
+    left = target - max(now, view.first_index - 1)
+    flush = target > view.durable and (left * 2 > entries or view.pinned > view.durable)
+    return LogDecision(flush, now)
 
 
 def _reclaimable(view: LogView, policy: LogPolicy, entries: int) -> int:

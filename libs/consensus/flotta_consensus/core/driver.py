@@ -150,7 +150,7 @@ class Driver:
             raise ValueError(
                 f"group {group}: a machine at index {expected} is needed to create it, not at {machine.applied_index()}"
             )
-        if tuple(sorted(voters)) != machine.members().voters:
+        if set(voters) != set(machine.members().voters):
             raise ValueError(f"group {group}: the machine's members {machine.members().voters} are not {voters}")
         self._host.create_group(group, replica, voters)
         self._groups[group] = self._new_group(group, machine, Phase.CREATING)
