@@ -40,7 +40,8 @@ class Crashable:
         # Nothing of an unflushed write is in the files (no RocksDB log), so a copy of them is what a crash leaves.
         old, before = self.engine, self._path()
         self._lives += 1
-        shutil.copytree(before, self._path(), ignore=shutil.ignore_patterns("LOCK"))
+        while not _copied_at_one_moment(before, self._path()):
+            shutil.rmtree(self._path(), ignore_errors=True)
         old.close()
         shutil.rmtree(before)
         self.engine = RocksEngine(self._path())
@@ -48,6 +49,20 @@ class Crashable:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def _copied_at_one_moment(source: Path, target: Path) -> bool:
+    """False if a compaction in the background changed the files meanwhile."""
+
+    def files() -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in source.iterdir() if not path.name.startswith("LO")}
+
+    try:
+        before = files()
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("LO*"))
+        return files() == before
+    except (FileNotFoundError, shutil.Error):
+        return False
 
 
 def rows_of(view: View) -> list[tuple[bytes, bytes]]:

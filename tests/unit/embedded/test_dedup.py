@@ -121,12 +121,23 @@ def test_a_sweep_of_its_own_is_bounded() -> None:
     assert len(list(overlay.scan(b"q", b"r"))) == 2 * 3
 
 
+def test_a_row_recorded_again_in_the_batch_that_would_sweep_it_stays() -> None:
+    machine = Machine.create(SimEngine(), "m", make_registry(), members=Members((1,)))
+    ids = [b"1", b"2", b"3", b"4"]
+    machine.apply_many([put(2 + at, b"k", b"v", stamp_ms=0, request_id=name) for at, name in enumerate(ids)])
+    # The first of these sweeps 1 and 2 and replaces 4; the second sweeps 3, and must not take the new 4 for the old.
+    again = [put(6, b"k", b"v", stamp_ms=WINDOW_MS, request_id=b"4"), put(7, b"k", b"v", request_id=b"5")]
+    assert machine.apply_many(again) == [(6, 5), (7, 6)]
+    assert counts(machine) == (2, 2)
+    assert machine.apply_many([put(8, b"k", b"v", request_id=b"4")]) == [("duplicate", 6)]
+
+
 OPERATIONS = st.lists(
     st.tuples(
-        st.integers(0, WINDOW_MS),  # time that passes
+        st.sampled_from([0, 0, 0, 1, WINDOW_MS - 1, WINDOW_MS]),  # time that passes
         st.sampled_from([b"a", b"b"]),  # key
         st.sampled_from([b"1", b"2"]),  # value, hence fingerprint
-        st.sampled_from([b"", b"x", b"y", b"z"]),  # request id
+        st.sampled_from([b"", b"w", b"x", b"y", b"z"]),  # request id
     ),
     max_size=40,
 )
