@@ -13,19 +13,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flotta_consensus.api import EntryKind
 from flotta_consensus.sim.checkers import AppliedEntry, CommittedLog, SafetyViolation
 from flotta_consensus.sim.history import Operation, Verdict
 from flotta_consensus.sim.linearizability import UNSEEN, Call, Linearizable, State, check_linearizable
 from shard_commands import EMPTY_CHAIN, extend, tag_of_payload
-from shard_model import Answer, ShardModel
+from shard_model import NO_EFFECT, ShardModel
 
 MOVED = "MOVED"
 READS = frozenset({"get", "chain"})
 
 
 def tag_of(operation: Operation) -> bytes:
-    """What marks an attempt in the log."""
-    return b"%d" % operation.number
+    """What marks the operation in the log: its request id, or a token of its own."""
+    family: bytes = operation.notes.get("request_id", b"")
+    return family or b"v%d" % operation.number
 
 
 def describe(operation: Operation) -> str:
@@ -36,45 +38,43 @@ def describe(operation: Operation) -> str:
     )
 
 
-def indices_by_tag(entries: Iterable[AppliedEntry]) -> dict[bytes, AppliedEntry]:
-    """Where each attempt stands in the log; standing there twice is a violation."""
-    found: dict[bytes, AppliedEntry] = {}
+Placed = dict[bytes, list[AppliedEntry]]
+"""Where each tag stands in the log. Only attempts of one request share a tag, so others stand there once at most."""
+
+
+def entries_by_tag(entries: Iterable[AppliedEntry]) -> Placed:
+    found: Placed = defaultdict(list)
     for entry in entries:
-        if entry.kind != 0:
-            continue
-        tag = tag_of_payload(entry.payload)
-        if tag is None:
-            continue
-        if tag in found:
-            raise SafetyViolation(f"attempt {tag!r} is in the log twice, at {found[tag].index} and {entry.index}")
-        found[tag] = entry
-    return found
+        tag = tag_of_payload(entry.payload) if entry.kind == EntryKind.NORMAL else None
+        if tag is not None:
+            found[tag].append(entry)
+    return dict(found)
 
 
-def check_against_log(
-    log: CommittedLog, model: ShardModel, operations: Sequence[Operation]
-) -> dict[bytes, AppliedEntry]:
-    """Replays `log` through `model`, which ends at the log's end. Returns where each attempt stands."""
+def check_against_log(log: CommittedLog, model: ShardModel, operations: Sequence[Operation]) -> Placed:
+    """Replays `log` through `model`, which ends at the log's end. Returns where each tag stands."""
     entries = log.in_order(model.index + 1)
-    placed = indices_by_tag(entries)
+    placed = entries_by_tag(entries)
     _check_placement(log, operations, placed)
     reads: dict[int, list[Operation]] = defaultdict(list)
-    writes: dict[int, Operation] = {}
+    writes: dict[int, list[Operation]] = defaultdict(list)
     for operation in operations:
         if operation.kind in READS:
             if operation.verdict is Verdict.OK:
                 reads[operation.revision - model.revision_base].append(operation)
-        elif (entry := placed.get(tag_of(operation))) is not None:
-            writes[entry.index] = operation
+        elif operation.verdict is Verdict.OK:
+            writes[operation.notes["index"]].append(operation)
+        else:
+            for entry in placed.get(tag_of(operation), ()):
+                writes[entry.index].append(operation)
     beyond = [index for index in reads if not model.index <= index <= log.last_index]
     if beyond:
         raise SafetyViolation(f"a read names index {beyond[0]}, which nobody applied: {describe(reads[beyond[0]][0])}")
     _check_reads(model, reads[model.index])
     for entry in entries:
         answer = model.apply(entry)
-        operation = writes.get(entry.index)
-        if operation is not None:
-            operation.notes["answer_of_log"] = answer
+        for operation in writes[entry.index]:
+            operation.notes.setdefault("answers", {})[entry.index] = answer
             if operation.verdict is Verdict.OK and operation.result != answer:
                 raise SafetyViolation(f"the log says {answer!r}: {describe(operation)}")
         _check_reads(model, reads[entry.index])
@@ -82,19 +82,28 @@ def check_against_log(
     return placed
 
 
-def _check_placement(log: CommittedLog, operations: Sequence[Operation], placed: dict[bytes, AppliedEntry]) -> None:
+def _check_placement(log: CommittedLog, operations: Sequence[Operation], placed: Placed) -> None:
     """Acknowledged means committed, at the index it says; refused means never committed."""
+    by_tag: dict[bytes, list[Operation]] = defaultdict(list)
     for operation in operations:
-        if operation.kind in READS:
-            continue
-        entry = placed.get(tag_of(operation))
-        if operation.verdict is Verdict.OK:
-            if entry is None:
-                raise SafetyViolation(f"an acknowledged write is lost from group {log.group}: {describe(operation)}")
-            if entry.index != operation.notes["index"]:
-                raise SafetyViolation(f"the write stands at index {entry.index}: {describe(operation)}")
-        elif operation.verdict is Verdict.REJECTED and entry is not None:
-            raise SafetyViolation(f"a refused write was committed at index {entry.index}: {describe(operation)}")
+        if operation.kind not in READS:
+            by_tag[tag_of(operation)].append(operation)
+    for tag, attempts in by_tag.items():
+        free = [entry.index for entry in placed.get(tag, ())]
+        for operation in attempts:
+            if operation.verdict is Verdict.OK:
+                if not placed.get(tag):
+                    raise SafetyViolation(
+                        f"an acknowledged write is lost from group {log.group}: {describe(operation)}"
+                    )
+                if operation.notes["index"] not in free:
+                    raise SafetyViolation(f"the write stands at {free}, not where it says: {describe(operation)}")
+                free.remove(operation.notes["index"])
+        unanswered = sum(operation.verdict is Verdict.UNKNOWN for operation in attempts)
+        if len(free) > unanswered:
+            if any(operation.verdict is Verdict.REJECTED for operation in attempts):
+                raise SafetyViolation(f"a refused write was committed at one of {free}: {describe(attempts[0])}")
+            raise SafetyViolation(f"a write is in the log more often than proposed, at {free}: {describe(attempts[0])}")
 
 
 def _check_reads(model: ShardModel, reads: Iterable[Operation]) -> None:
@@ -111,24 +120,25 @@ def _check_reads(model: ShardModel, reads: Iterable[Operation]) -> None:
             raise SafetyViolation(f"at index {model.index} the log says {expected!r}: {describe(operation)}")
 
 
-def check_real_time_order(
-    operations: Sequence[Operation], placed: dict[bytes, AppliedEntry], revision_base: int = 0
-) -> None:
+def check_real_time_order(operations: Sequence[Operation], placed: Placed, revision_base: int = 0) -> None:
     """Whoever was answered before another one called stands before it: a write strictly, a read at least level."""
     completed: list[tuple[int, int, Operation]] = []
     started: list[tuple[int, Operation]] = []
     for operation in operations:
+        ok = operation.verdict is Verdict.OK
         if operation.kind in READS:
-            if operation.verdict is not Verdict.OK:
+            if not ok:
                 continue
             index = operation.revision - revision_base
+        elif ok:
+            index = operation.notes["index"]
         else:
-            entry = placed.get(tag_of(operation))
-            if entry is None:
-                continue
-            index = entry.index
+            entries = placed.get(tag_of(operation), [])
+            if not entries or "request_id" in operation.notes:
+                continue  # of a request with several attempts nobody can say which entry is whose
+            index = entries[0].index
         started.append((index, operation))
-        if operation.verdict is Verdict.OK and operation.returned_us is not None:
+        if ok and operation.returned_us is not None:
             completed.append((operation.returned_us, index, operation))
     completed.sort(key=lambda item: item[0])
     times = [returned_us for returned_us, _, _ in completed]
@@ -175,7 +185,7 @@ def step_key(state: State, asked: Any, answered: Any) -> tuple[bool, State]:
 
 def step_chain(state: State, asked: Any, answered: Any) -> tuple[bool, State]:
     """A chain as (count, mark)."""
-    kind, token = asked
+    kind, token, _, _ = asked
     if kind == "chain":
         return answered == state, state
     current: Any = state
@@ -184,22 +194,26 @@ def step_chain(state: State, asked: Any, answered: Any) -> tuple[bool, State]:
 
 
 def check_linearizable_keys(
-    operations: Sequence[Operation], placed: dict[bytes, AppliedEntry], timed_keys: frozenset[bytes] = frozenset()
+    operations: Sequence[Operation], placed: Placed, timed_keys: frozenset[bytes] = frozenset(), revision_base: int = 0
 ) -> tuple[int, int]:
     """Every key by itself; `timed_keys` expire, which a register knows nothing of. Returns (keys, undecided keys)."""
     rows: dict[bytes, list[Call]] = defaultdict(list)
     chains: dict[bytes, list[Call]] = defaultdict(list)
+    writes: dict[bytes, list[Operation]] = defaultdict(list)
     for operation in operations:
         if operation.key in timed_keys:
             continue
-        if operation.kind in ("append", "chain"):
-            call = _chain_call(operation, placed)
-            if call is not None:
-                chains[operation.key].append(call)
-        else:
-            call = _row_call(operation, placed)
-            if call is not None:
-                rows[operation.key].append(call)
+        if operation.kind not in READS:
+            writes[tag_of(operation)].append(operation)
+        elif operation.verdict is Verdict.OK and operation.returned_us is not None and operation.result != MOVED:
+            histories = chains if operation.kind == "chain" else rows
+            asked = (operation.kind, b"", 0, 0)
+            call = Call(operation.called_us, operation.returned_us, asked, operation.result, describe(operation))
+            histories[operation.key].append(call)
+    for tag, attempts in writes.items():
+        found = _write_call(tag, attempts, placed.get(tag, []), revision_base)
+        if found is not None:
+            (chains if attempts[0].kind == "append" else rows)[attempts[0].key].append(found)
     undecided = 0
     for name, histories, initial, step in (("row", rows, None, step_key), ("chain", chains, EMPTY_CHAIN, step_chain)):
         for key in sorted(histories):
@@ -210,39 +224,33 @@ def check_linearizable_keys(
     return len(rows) + len(chains), undecided
 
 
-def _span(operation: Operation, placed: dict[bytes, AppliedEntry]) -> tuple[float, float] | None:
-    """The window of an operation that happened. An unanswered write was over when a replica first applied it."""
-    if operation.verdict is Verdict.OK and operation.returned_us is not None:
-        return operation.called_us, operation.returned_us
-    entry = placed.get(tag_of(operation))
-    if operation.verdict is Verdict.UNKNOWN and entry is not None:
-        return operation.called_us, max(entry.first_applied_us, operation.called_us)
-    return None
-
-
-def _row_call(operation: Operation, placed: dict[bytes, AppliedEntry]) -> Call | None:
-    span = _span(operation, placed)
-    if span is None:
+def _write_call(
+    tag: bytes, attempts: Sequence[Operation], entries: Sequence[AppliedEntry], revision_base: int
+) -> Call | None:
+    """All attempts of one request are one operation, from its first call to its answer. One that nobody answered was
+    over when a replica first applied the entry that took effect."""
+    answers: dict[int, Any] = {}
+    for operation in attempts:
+        answers.update(operation.notes.get("answers", {}))
+    effective = [entry for entry in entries if getattr(answers[entry.index], "kind", "") not in NO_EFFECT]
+    if not effective:
         return None
-    if operation.kind == "get":
-        if operation.result == MOVED:
-            return None
-        return Call(*span, ("get", None, 0, 0), operation.result, describe(operation))
-    entry = placed[tag_of(operation)]
-    answer: Answer = operation.notes["answer_of_log"]
-    if answer.kind == "SHARD_MOVED":
-        return None
-    answered = (operation.result.kind, operation.result.version) if operation.verdict is Verdict.OK else UNSEEN
-    value, condition = operation.args[0], operation.args[1]
-    version = operation.notes.get("revision_base", 0) + entry.index
-    return Call(*span, (operation.kind, value, condition, version), answered, describe(operation))
+    first = effective[0]
+    called = min(operation.called_us for operation in attempts)
+    told = [operation for operation in attempts if operation.verdict is Verdict.OK and _took_effect(operation)]
+    shape = attempts[0]
+    if told:
+        returned, result = told[0].returned_us or called, told[0].result
+    else:
+        returned, result = max(first.first_applied_us, called), UNSEEN
+    if shape.kind == "append":
+        return Call(called, returned, ("append", tag, 0, 0), result, describe(shape))
+    answered: Any = result if result is UNSEEN else (result.kind, result.version)
+    value, condition = shape.args[0], shape.args[1]
+    return Call(
+        called, returned, (shape.kind, value, condition, revision_base + first.index), answered, describe(shape)
+    )
 
 
-def _chain_call(operation: Operation, placed: dict[bytes, AppliedEntry]) -> Call | None:
-    span = _span(operation, placed)
-    if span is None:
-        return None
-    if operation.kind == "chain":
-        return Call(*span, ("chain", b""), operation.result, describe(operation))
-    answered: Any = operation.result if operation.verdict is Verdict.OK else UNSEEN
-    return Call(*span, ("append", tag_of(operation)), answered, describe(operation))
+def _took_effect(operation: Operation) -> bool:
+    return getattr(operation.result, "kind", "") not in NO_EFFECT

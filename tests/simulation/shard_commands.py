@@ -59,15 +59,18 @@ def simulation_registry() -> Registry:
 
 
 def tag_of_payload(payload: bytes) -> bytes | None:
-    """The attempt that proposed an entry; None for entries that no client asked for."""
+    """Who proposed an entry: the request id if it has one (every attempt of a request carries it), else the token
+    that every attempt puts into its value; None for entries that no client asked for."""
     command = decode_command(payload)
     if command.wire == WRITE_WIRE:
-        return decode_write(command.args).request_id or None
+        write = decode_write(command.args)
+        return write.request_id or bytes(write.value)
     if command.wire == APPEND_WIRE:
         return bytes(decode_value(command.args)[1])
     return None
 
 
 def write_payload(stamp_ms: int, write: Write) -> bytes:
-    """The log entry of a write; its request id is the attempt's tag."""
-    return encode_payload(stamp_ms, encode_write(write._replace(fingerprint=fingerprint(write))))
+    """The log entry of a write."""
+    guarded = write._replace(fingerprint=fingerprint(write)) if write.request_id else write
+    return encode_payload(stamp_ms, encode_write(guarded))

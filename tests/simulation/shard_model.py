@@ -7,13 +7,13 @@ rows, one of chains, the epoch, group time. Time is group time, so a row is ther
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flotta_consensus.api import EntryKind, Members
 from flotta_consensus.sim.checkers import AppliedEntry
 from flotta_consensus.sim.observed import members_of_bytes
 from flotta_embedded.codec import decode_command, decode_value
-from flotta_storage.core.writes import Write, WriteKind, decode_write
+from flotta_storage.core.writes import Write, decode_write
 from shard_commands import APPEND_WIRE, EMPTY_CHAIN, EXPIRE_WIRE, WRITE_WIRE, Chain, extend
 
 
@@ -31,6 +31,13 @@ class Answer:
     kind: str
     revision: int
     version: int = 0
+    duplicate: bool = False
+
+
+NO_EFFECT = ("SHARD_MOVED", "DEDUP_CONFLICT", "DEDUP_UNTIMELY")
+"""Answers to a write that neither changed anything nor is remembered under its request id."""
+DEDUP_WINDOW_MS = 600_000
+DEDUP_SKEW_MS = 60_000
 
 
 class ShardModel:
@@ -40,6 +47,7 @@ class ShardModel:
         self.owns = owns
         self.rows: dict[bytes, ModelRow] = {}
         self.chains: dict[bytes, Chain] = {}
+        self.requests: dict[tuple[bytes, bytes], tuple[int, Write, Answer]] = {}
         self.members = members
         self.epoch = 1
         self.now_ms = 0
@@ -91,19 +99,36 @@ class ShardModel:
         self.members = after
 
     def _write(self, write: Write) -> Answer:
-        revision = self.revision
         if not self.admits(write.epoch, write.key):
-            return Answer(WriteKind.SHARD_MOVED.name, revision)
+            return Answer("SHARD_MOVED", self.revision)
+        if not write.request_id:
+            return self._change(write)
+        payload = write._replace(epoch=0)
+        earlier = self.requests.get((write.key, write.request_id))
+        if earlier is not None and self.now_ms < earlier[0] + DEDUP_WINDOW_MS:
+            if earlier[1] != payload:
+                return Answer("DEDUP_CONFLICT", self.revision)
+            return replace(earlier[2], duplicate=True)
+        if write.request_id.startswith(b"flotta:"):
+            first_ms = int(write.request_id.split(b":")[1])
+            if not self.now_ms - DEDUP_WINDOW_MS + DEDUP_SKEW_MS < first_ms <= self.now_ms + DEDUP_SKEW_MS:
+                return Answer("DEDUP_UNTIMELY", self.revision)
+        answer = self._change(write)
+        self.requests[write.key, write.request_id] = (self.now_ms, payload, answer)
+        return answer
+
+    def _change(self, write: Write) -> Answer:
+        revision = self.revision
         row = self.row(write.key)
         if write.delete and row is None:
-            return Answer(WriteKind.NOT_FOUND.name, revision)
+            return Answer("NOT_FOUND", revision)
         if write.if_not_exists and row is not None:
-            return Answer(WriteKind.ALREADY_EXISTS.name, revision, row.version)
+            return Answer("ALREADY_EXISTS", revision, row.version)
         if write.if_version_equals and (row is None or row.version != write.if_version_equals):
-            return Answer(WriteKind.VERSION_MISMATCH.name, revision, row.version if row else 0)
+            return Answer("VERSION_MISMATCH", revision, row.version if row else 0)
         if write.delete:
             del self.rows[write.key]
         else:
             expire_ms = self.now_ms + write.ttl_ms if write.ttl_ms else 0
             self.rows[write.key] = ModelRow(bytes(write.value), revision, expire_ms)
-        return Answer(WriteKind.OK.name, revision, revision)
+        return Answer("OK", revision, revision)

@@ -27,19 +27,23 @@ class Wire:
 
 
 def test_events_run_in_time_and_arrival_order() -> None:
-    scheduler, ran = Scheduler(), []
+    scheduler, ran = Scheduler(), list[str]()
     scheduler.at(20, lambda: ran.append("c"))
     scheduler.at(10, lambda: ran.append("a"))
     scheduler.at(10, lambda: ran.append("b"))
     scheduler.at(15, lambda: ran.append("never")).cancel()
-    scheduler.at(10, lambda: scheduler.at(5, lambda: ran.append("late, so now")))
+    scheduler.at(10, lambda: late(scheduler, ran))
     scheduler.run_until(30)
     assert ran == ["a", "b", "late, so now", "c"]
     assert scheduler.now_us == 30
 
 
+def late(scheduler: Scheduler, ran: list[str]) -> None:
+    scheduler.at(5, lambda: ran.append("late, so now"))
+
+
 def test_periodic_events() -> None:
-    scheduler, times = Scheduler(), []
+    scheduler, times = Scheduler(), list[int]()
     scheduler.every(10, lambda: times.append(scheduler.now_us))
     scheduler.run_until(35)
     assert times == [10, 20, 30]

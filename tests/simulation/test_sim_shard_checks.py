@@ -35,9 +35,11 @@ class Story:
 
     def write(self, called: int, returned: int, key: bytes = b"k", stamp_ms: int = 1, **fields: Any) -> Operation:
         kind = "delete" if fields.get("delete") else "create" if fields.get("if_not_exists") else "put"
-        args = (fields.get("value", b""), fields.get("if_version_equals", 0))
-        operation = self.history.call(1, 1, kind, key, args, called)
-        write = Write(key, request_id=tag_of(operation), **fields)
+        operation = self.history.call(1, 1, kind, key, None, called)
+        if "request_id" in fields:
+            operation.notes["request_id"] = fields["request_id"]
+        operation.args = (tag_of(operation), fields.get("if_version_equals", 0))
+        write = Write(key, tag_of(operation), **fields)
         index = self.entry(NORMAL, write_payload(stamp_ms, write), returned - 1)
         self.answer(operation, returned, Answer("OK", index, index), index)
         return operation
@@ -58,6 +60,11 @@ class Story:
         operation.verdict, operation.result = Verdict.OK, result
         operation.returned_us, operation.revision, operation.notes["index"] = returned, index, index
 
+    @staticmethod
+    def row(write: Operation) -> tuple[bytes, int]:
+        """What a reader sees of a write."""
+        return tag_of(write), write.notes["index"]
+
     def check(self) -> None:
         operations = list(self.history)
         model = ShardModel(THREE, lambda key: key != b"foreign")
@@ -67,15 +74,12 @@ class Story:
 
 def good() -> tuple[Story, dict[str, Operation]]:
     story = Story()
-    named = {
-        "nothing": story.read(0, 1, 1, None),
-        "first": story.write(2, 5, value=b"a"),
-        "read": story.read(6, 8, 2, (b"a", 2)),
-        "second": story.write(9, 12, value=b"b", if_version_equals=2),
-        "append": story.append(13, 15, EMPTY_CHAIN),
-    }
+    named = {"nothing": story.read(0, 1, 1, None), "first": story.write(2, 5)}
+    named["read"] = story.read(6, 8, 2, story.row(named["first"]))
+    named["second"] = story.write(9, 12, if_version_equals=2)
+    named["append"] = story.append(13, 15, EMPTY_CHAIN)
     named["chain"] = story.read(16, 17, 4, named["append"].result, kind="chain")
-    named["last"] = story.read(18, 20, 4, (b"b", 3))
+    named["last"] = story.read(18, 20, 4, story.row(named["second"]))
     return story, named
 
 
@@ -104,11 +108,11 @@ def refused_yet_there(story: Story, named: dict[str, Operation]) -> None:
 
 
 def stale_read(story: Story, named: dict[str, Operation]) -> None:
-    named["last"].result, named["last"].revision = (b"a", 2), 2
+    named["last"].result, named["last"].revision = named["read"].result, 2
 
 
 def wrong_value(story: Story, named: dict[str, Operation]) -> None:
-    named["last"].result = (b"a", 3)
+    named["last"].result = (named["read"].result[0], 3)
 
 
 def read_of_the_future(story: Story, named: dict[str, Operation]) -> None:
@@ -129,7 +133,7 @@ def tagged_twice(story: Story, named: dict[str, Operation]) -> None:
     ("bend", "message"),
     [
         (lost, "acknowledged write is lost"),
-        (wrong_index, "stands at index 3"),
+        (wrong_index, r"stands at \[3\]"),
         (wrong_version, "the log says"),
         (wrong_verdict, "the log says"),
         (refused_yet_there, "refused write was committed"),
@@ -137,7 +141,7 @@ def tagged_twice(story: Story, named: dict[str, Operation]) -> None:
         (wrong_value, "the log says"),
         (read_of_the_future, "nobody applied"),
         (appended_twice, "the log says"),
-        (tagged_twice, "in the log twice"),
+        (tagged_twice, "more often than proposed"),
     ],
 )
 def test_a_bent_history_does_not(bend: Callable[[Story, dict[str, Operation]], None], message: str) -> None:
@@ -149,8 +153,8 @@ def test_a_bent_history_does_not(bend: Callable[[Story, dict[str, Operation]], N
 
 def test_a_later_write_stands_after_an_earlier_one() -> None:
     story = Story()
-    late = story.write(10, 12, value=b"late")
-    early = story.write(1, 5, key=b"j", value=b"early")
+    late = story.write(10, 12)
+    early = story.write(1, 5, key=b"j")
     with pytest.raises(SafetyViolation, match="real-time order"):
         story.check()
     late.called_us, early.returned_us = 1, 12
@@ -159,10 +163,10 @@ def test_a_later_write_stands_after_an_earlier_one() -> None:
 
 def test_an_unanswered_write_counts_if_it_is_in_the_log() -> None:
     story = Story()
-    write = story.write(1, 50, value=b"a")
+    write = story.write(1, 50)
     write.verdict, write.returned_us = Verdict.UNKNOWN, None
     story.read(2, 3, 1, None)
-    story.read(60, 61, 2, (b"a", 2))
+    story.read(60, 61, 2, story.row(write))
     story.check()
     # It was over by the time that a replica applied it.
     story.read(62, 63, 1, None)
@@ -174,7 +178,7 @@ def test_the_register_check_needs_no_indices() -> None:
     story, named = good()
     operations = list(story.history)
     placed = check_against_log(story.log, ShardModel(THREE, lambda key: True), operations)
-    named["last"].result = (b"a", 2)
+    named["last"].result = named["read"].result
     with pytest.raises(SafetyViolation, match="row b'k' is not linearizable"):
         check_linearizable_keys(operations, placed)
     keys, undecided = check_linearizable_keys(operations, placed, frozenset([b"k"]))
@@ -184,30 +188,59 @@ def test_the_register_check_needs_no_indices() -> None:
 def test_stale_epochs_and_foreign_keys_are_refused_by_the_model() -> None:
     story = Story()
     story.entry(CONF, members_bytes(Members((1, 2, 3), (4,))), 1)  # a learner: same epoch
-    fine = story.write(2, 3, value=b"a", epoch=1)
+    fine = story.write(2, 3, epoch=1)
     story.entry(CONF, members_bytes(Members((1, 2, 4), (), (1, 2, 3))), 4)  # joint: not yet
-    also_fine = story.write(5, 6, value=b"b", epoch=1)
+    also_fine = story.write(5, 6, epoch=1)
     story.entry(CONF, members_bytes(Members((1, 2, 4))), 7)
-    stale = story.write(8, 9, value=b"c", epoch=1)
-    foreign = story.write(10, 11, key=b"foreign", value=b"d")
+    stale = story.write(8, 9, epoch=1)
+    foreign = story.write(10, 11, key=b"foreign")
     assert (fine.result.kind, also_fine.result.kind) == ("OK", "OK")
     with pytest.raises(SafetyViolation, match="SHARD_MOVED"):
         story.check()
     for refused in (stale, foreign):
         refused.result = Answer("SHARD_MOVED", refused.notes["index"])
     story.read(12, 13, story.index, "MOVED", epoch=1)
-    story.read(12, 13, story.index, (b"b", 5), epoch=2)
+    story.read(12, 13, story.index, story.row(also_fine), epoch=2)
     story.check()
 
 
 def test_expiry_is_in_group_time() -> None:
     story = Story()
-    story.write(1, 2, value=b"a", ttl_ms=10, stamp_ms=100)
-    story.read(3, 4, 2, (b"a", 2))
-    story.write(5, 6, key=b"j", value=b"x", stamp_ms=109)
-    story.read(7, 8, 3, (b"a", 2))
-    story.write(9, 10, key=b"j", value=b"y", stamp_ms=110)
+    timed = story.write(1, 2, ttl_ms=10, stamp_ms=100)
+    story.read(3, 4, 2, story.row(timed))
+    story.write(5, 6, key=b"j", stamp_ms=109)
+    story.read(7, 8, 3, story.row(timed))
+    story.write(9, 10, key=b"j", stamp_ms=110)
     story.read(11, 12, 4, None)
     model = ShardModel(THREE, lambda key: True)
     check_against_log(story.log, model, list(story.history))
     assert list(model.living()) == [b"j"]
+
+
+def twice(story: Story, request_id: bytes, stamp_ms: int = 1, second_stamp_ms: int = 1) -> tuple[Operation, Operation]:
+    """Two attempts of one request; the first one's answer was lost."""
+    first = story.write(1, 5, request_id=request_id, stamp_ms=stamp_ms)
+    first.verdict = Verdict.UNKNOWN
+    second = story.write(6, 9, request_id=request_id, stamp_ms=second_stamp_ms)
+    return first, second
+
+
+def test_a_repeated_request_takes_effect_once() -> None:
+    story = Story()
+    first, second = twice(story, b"flotta:1:x")
+    with pytest.raises(SafetyViolation, match="duplicate=True"):
+        story.check()
+    second.result = Answer("OK", 2, 2, duplicate=True)
+    story.read(10, 11, 3, story.row(first))
+    story.check()
+
+
+def test_after_the_window_a_foreign_id_is_new_and_a_timed_one_refused() -> None:
+    for request_id, kind in ((b"foreign", "OK"), (b"flotta:1:x", "DEDUP_UNTIMELY")):
+        story = Story()
+        first, second = twice(story, request_id, second_stamp_ms=600_001)
+        second.result = Answer(kind, 3, 3 if kind == "OK" else 0)
+        story.read(10, 11, 3, story.row(second if kind == "OK" else first))
+        model = ShardModel(THREE, lambda key: True)
+        check_against_log(story.log, model, list(story.history))
+        assert len(model.requests) == 1

@@ -1,0 +1,115 @@
+"""Many seeds in a row, and the demand that everything which can happen did.
+
+A campaign that found nothing because nothing happened is a failure too: the counts of all seeds are added up, and
+each of `DEMANDED` must be there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flotta_consensus.sim.profile import draw_profile
+from shard_world import RunResult, run_seed
+
+CORPUS = Path(__file__).with_name("corpus.txt")
+
+DEMANDED = {
+    "elections": "elections",
+    "crashes": "crashes",
+    "power_cuts": "power cuts",
+    "writes_torn": "torn tails",
+    "snapshots_installed": "snapshots installed",
+    "membership_changes": "membership changes",
+    "partitions": "partitions",
+    "unknown_outcomes": "unknown outcomes",
+}
+ALSO_TOLD = (
+    "operations_ok", "operations_rejected", "operations_unknown", "unknown_that_happened", "states_compared",
+    "log_entries_compared", "keys_checked", "keys_undecided", "failpoint_deaths", "disk_deaths", "pauses",
+    "crashes_of_all", "states_reverted", "snapshots_built", "replicas_removed", "joint_changes", "transfers_asked",
+    "clock_jumps", "packets_lost", "packets_duplicated", "packets_replayed", "clogs", "slow_disks", "full_disks",
+)  # fmt: skip
+
+
+def reproduce(seed: int) -> str:
+    return f"make sim SEED={seed}"
+
+
+def read_corpus(path: Path = CORPUS) -> list[tuple[int, str]]:
+    """Every seed that ever failed, with the note of what it was."""
+    found: list[tuple[int, str]] = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        text, _, note = line.partition("#")
+        if not text.strip():
+            continue
+        if not text.strip().isdigit() or not note.strip():
+            raise ValueError(f"{path.name} line {number}: a seed, then '# what it found'")
+        found.append((int(text), note.strip()))
+    return found
+
+
+@dataclass(slots=True)
+class Campaign:
+    """What a number of seeds came to."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    results: list[RunResult] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, result: RunResult) -> None:
+        self.counts.update(result.counts)
+        self.results.append(result)
+
+    def failures(self) -> list[RunResult]:
+        return [result for result in self.results if result.violation]
+
+    def missing(self) -> list[str]:
+        """What should have happened somewhere and did nowhere."""
+        return [told for name, told in DEMANDED.items() if not self.counts[name]]
+
+    def summary(self) -> str:
+        """The counts, and what is wrong; a clean campaign ends in `clean`."""
+        seeds = len(self.results)
+        rate = f"{self.seconds / seeds:.2f} s a seed" if seeds else "no seeds"
+        lines = [f"{seeds} seeds, {rate}, {sum(result.steps for result in self.results)} events"]
+        lines += [f"  {told:<22} {self.counts[name]:>9}" for name, told in DEMANDED.items()]
+        lines += [f"  {name.replace('_', ' '):<22} {self.counts[name]:>9}" for name in ALSO_TOLD]
+        died = sorted(name.removeprefix("died_at ") for name in self.counts if name.startswith("died_at "))
+        lines.append(f"  died at {len(died)} different failpoints: {', '.join(died) or 'none'}")
+        lines += [f"VACUOUS: no {told} in the whole campaign" for told in self.missing()]
+        lines += [
+            f"FAILED seed {failure.seed}: {failure.violation}\n  reproduce: {reproduce(failure.seed)}"
+            for failure in self.failures()
+        ]
+        if not self.failures() and not self.missing():
+            lines.append("clean")
+        return "\n".join(lines)
+
+
+def run_campaign(
+    seeds: Iterable[int], told: Callable[[str], None] = lambda line: None, failures_max: int = 5
+) -> Campaign:
+    """Run seeds one after the other; give up after some failures."""
+    campaign = Campaign()
+    for seed in seeds:
+        began = time.monotonic()
+        result = run_seed(draw_profile(seed))
+        took = time.monotonic() - began
+        campaign.seconds += took
+        campaign.add(result)
+        told(f"seed {seed}: {result.violation or 'ok'} ({took:.1f} s, {result.digest[:12]})")
+        if result.violation:
+            told("\n".join(["  " + line for line in result.tail[-12:]]))
+            told(f"  reproduce: {reproduce(seed)}")
+            if len(campaign.failures()) >= failures_max:
+                break
+    return campaign
+
+
+def fresh_seeds(count: int, base: int) -> Sequence[int]:
+    """Seeds that no earlier campaign used, if the base is fresh."""
+    return range(base, base + count)

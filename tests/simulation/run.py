@@ -1,0 +1,56 @@
+"""The simulator's command line: `make sim SEEDS=n` runs fresh seeds, `make sim SEED=k` replays one and prints it all.
+
+A replay runs the seed twice, the second time in silence, and fails if the two transcripts differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from campaign import fresh_seeds, read_corpus, reproduce, run_campaign
+from flotta_consensus.sim.profile import draw_profile
+from shard_world import run_seed
+
+SEED_SPACE = 1 << 40
+
+
+def replay(seed: int, *, quiet: bool) -> int:
+    """Run one seed and print its transcript; 1 if something is broken or the run is not a function of its seed."""
+    profile = draw_profile(seed)
+    result = run_seed(profile, None if quiet else print)
+    print(f"{result.described}\ntranscript {result.digest}, {result.steps} events")
+    for name, count in result.counts.items():
+        print(f"  {name:<40} {count:>9}")
+    again = run_seed(profile)
+    if again.digest != result.digest:
+        print(f"NOT DETERMINISTIC: {result.digest} and then {again.digest}")
+        return 1
+    print(result.violation or "ok")
+    return 1 if result.violation else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=50, help="how many fresh seeds, after the corpus")
+    parser.add_argument("--seed", type=int, help="replay this one and print its transcript")
+    parser.add_argument("--base", type=int, help="the first fresh seed (default: from the time of day)")
+    parser.add_argument("--no-corpus", action="store_true", help="fresh seeds only")
+    parser.add_argument("--quiet", action="store_true", help="with --seed: no transcript, only its hash and counts")
+    options = parser.parse_args()
+    if options.seed is not None:
+        return replay(options.seed, quiet=options.quiet)
+    base = options.base if options.base is not None else int(time.time() * 1_000) % SEED_SPACE
+    corpus = [] if options.no_corpus else [seed for seed, _ in read_corpus()]
+    print(f"{len(corpus)} seeds of the corpus, then {options.seeds} from {base} on", flush=True)
+    campaign = run_campaign([*corpus, *fresh_seeds(options.seeds, base)], lambda line: print(line, flush=True))
+    print(campaign.summary())
+    for failure in campaign.failures():
+        print(f"add to tests/simulation/corpus.txt: {failure.seed}  # {failure.violation[:80]}")
+        print(f"reproduce with: {reproduce(failure.seed)}")
+    return 1 if campaign.failures() or campaign.missing() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
