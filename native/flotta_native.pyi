@@ -42,9 +42,19 @@ class FailpointReached(Exception):
 
 @final
 class Membership:
-    voters: list[int]
-    learners: list[int]
-    voters_outgoing: list[int]
+    """Equal by value; the lists are sorted. `voters_outgoing` is not empty while a joint change is under way."""
+
+    def __new__(
+        cls, voters: Sequence[int] = ..., learners: Sequence[int] = ..., voters_outgoing: Sequence[int] = ...
+    ) -> Membership: ...
+    @property
+    def voters(self) -> list[int]: ...
+    @property
+    def learners(self) -> list[int]: ...
+    @property
+    def voters_outgoing(self) -> list[int]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
 
 @final
 class GroupStatus:
@@ -96,7 +106,12 @@ class Batch:
     snapshots_wanted: list[tuple[int, int, int]]
     # (group, index): a cold group pins the log; flush its state and `compact` it.
     compactions_wanted: list[tuple[int, int]]
-    # (group, name, number, text): created, removed, snapshot_stale, unknown_group, bad_message, …
+    # (group, name, number, text); number is
+    #   the replica: created, removed; unknown_group, wrong_replica, bad_message (the sending one; told once a poll);
+    #     transfer_refused (the one to take over)
+    #   an index: snapshot_stale (a useful snapshot is at or above it), snapshot_ignored (the log had it already)
+    #   a request id: outcome_unknown (a snapshot jumped over a proposal), membership_refused (text says why)
+    #   0: bad_frame, inbox_full (a frame was dropped), campaign_refused
     events: list[tuple[int, str, int, str]]
     def __bool__(self) -> bool: ...
 
@@ -166,7 +181,8 @@ class RaftHost:
     def remove_group(self, group: int) -> None:
         """Forget a group and tombstone its replica id, durably before the `removed` event is polled."""
     def propose_many(self, proposals: Sequence[tuple[int, int, bytes]]) -> None:
-        """(group, request_id, payload); request ids are non-zero and never reused by this object."""
+        """(group, request_id, payload); request ids are non-zero and never reused by this object. ValueError, and
+        nothing proposed, if a payload is empty or longer than `entry_bytes_max`."""
     def read_index_many(self, reads: Sequence[tuple[int, int]]) -> None:
         """(group, read_id). Works on followers too. A read may vanish on a leader change: time out and retry
         under a new id."""
@@ -181,6 +197,8 @@ class RaftHost:
     def snapshot_ready(self, group: int, index: int, manifest: bytes) -> None:
         """The application built a snapshot at exactly `index`; a `snapshot_stale` event asks for a newer one."""
     def report_snapshot(self, group: int, to_replica: int, ok: bool) -> None: ...
+    def snapshot_progress(self, group: int, to_replica: int) -> None:
+        """A snapshot is still on its way: its `snapshot_timeout_ticks` count from anew."""
     def report_unreachable(self, node_num: int) -> None: ...
     def compact(self, group: int, index: int) -> None:
         """Entries up to `index` are durable in the state machine and may go."""
@@ -192,6 +210,8 @@ class RaftHost:
     def tick(self, ticks: int = 1) -> None: ...
     def drive(self) -> int:
         """Run rounds until nothing is ready; returns their number. Raises FailpointReached, HostFailed."""
+    def salvage(self) -> Batch:
+        """After FailpointReached: what had left the process before it died, and may still arrive."""
     def arm_failpoint(self, name: str, hits: int = 1) -> None:
         """Die at the `hits`-th time the named point is passed."""
     def log_entries(self, group: int, low: int, high: int) -> list[tuple[int, int, int, bytes]]:
