@@ -16,7 +16,7 @@ from flotta_coordinator.core import codec
 
 @dataclass(frozen=True, slots=True)
 class FoundCluster:
-    """The first leader names the cluster."""
+    """The first leader puts the name of the cluster, agreed on at formation, on record."""
 
     cluster_id: str
 

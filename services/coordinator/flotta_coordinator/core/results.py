@@ -24,14 +24,15 @@ class Rejection:
     code: RejectCode
     field: str
     message: str
+    passing: bool = False  # it may be accepted some seconds later without anybody's doing
 
 
 class Refused(Exception):
     """Raised inside a transition; `apply` turns it into its rejection."""
 
-    def __init__(self, code: RejectCode, field: str, message: str) -> None:
+    def __init__(self, code: RejectCode, field: str, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
-        self.rejection = Rejection(code, field, message)
+        self.rejection = Rejection(code, field, message, passing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -261,11 +261,13 @@ def _check_nodes_ready(draft: Draft, command: InitShards, node_ids: list[str]) -
         )
     missing = awaited(draft.base.nodes.values())
     if len(node_ids) < command.replication_factor and missing:
-        raise _unmet(
+        raise Refused(
+            RejectCode.FAILED_PRECONDITION,
             "replication_factor",
             f"only {len(node_ids)} of {len(node_ids) + len(missing)} registered nodes can take replicas yet: "
             f"{', '.join(missing)} never sent a heartbeat; start them, or try again in some seconds "
             "to place without them",
+            passing=True,
         )
     if not node_ids:
         raise _unmet(

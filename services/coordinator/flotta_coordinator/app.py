@@ -1,0 +1,324 @@
+"""A running coordinator: the data directory, the server, the group, and the tasks around them.
+
+Order of a start: lock the directory, bind the port (others may have to ask who we are), become a member of the
+cluster, open log and state, serve. Order of a stop: end the watches, the server, the tasks, the log, the state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import flotta_native
+from flotta_consensus.aio import GroupHost, HostOptions, MissingMachine
+from flotta_consensus.api import Failpoints, Members, ReadReady
+from flotta_consensus.core.effects import HostEvent
+from flotta_consensus.failpoints import from_environment
+from flotta_consensus.grpc_transport import GrpcTransport
+from flotta_consensus.identity import DataDirectory, IdentityError
+from flotta_embedded.failpoints import FAILPOINTS as EMBEDDED_FAILPOINTS
+from flotta_embedded.generations import current
+from flotta_embedded.machine import Machine
+from flotta_embedded.rocks import RocksEngine
+from flotta_proto.flotta import cluster_pb2_grpc
+from flotta_proto.kvdb import coordinator_pb2_grpc, raft_pb2_grpc
+from flotta_runtime.clock import SYSTEM_CLOCK, Clock
+from flotta_runtime.errors import StartupError
+from flotta_runtime.http import HttpServer, status_server
+from flotta_runtime.logging import get_logger
+from flotta_runtime.metrics import Metrics
+from flotta_runtime.server import GrpcServer, build_server
+from flotta_runtime.tasks import Supervisor
+
+from flotta_coordinator import cluster_service, formation, raft_service, service, wire
+from flotta_coordinator.forward import Forwarder
+from flotta_coordinator.group import GROUP, HostGroup, Role
+from flotta_coordinator.leadership import Leadership
+from flotta_coordinator.member import Member, Patience
+from flotta_coordinator.pipeline import Pipeline
+from flotta_coordinator.settings import CoordinatorSettings
+from flotta_coordinator.store import MetadataStore
+from flotta_coordinator.watch import Watchers
+
+SPACE = "coordinator"
+TICK_MS = 50
+PROBE_MS = 1_000
+STALE_MS = 5_000
+TRANSPORT = "flotta.raft.v1.RaftTransport"
+
+
+class CoordinatorApp:
+    """Make it, `await launch()`, `await formed()`; `wait()` and `stop()` as `flotta_runtime.run.Service` says."""
+
+    def __init__(
+        self, settings: CoordinatorSettings, *, clock: Clock = SYSTEM_CLOCK, patience: Patience | None = None
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics(settings.service, settings.node_id)
+        self._clock = clock
+        self._log = get_logger("coordinator", node=settings.node_id)
+        self._coordinators = settings.coordinators()
+        self._role = Role(self._coordinators)
+        self._group = HostGroup()
+        self.store = MetadataStore()
+        messages = wire.StateMessages()
+        self._watchers = Watchers(
+            self.store, messages, heartbeat_ms=settings.watch_heartbeat_ms, watchers_max=settings.watchers_max
+        )
+        self._pipeline = Pipeline(
+            self.store, self._group, self._role, clock, commit_timeout_ms=settings.commit_timeout_ms
+        )
+        self._leadership = Leadership(
+            self.store,
+            self._pipeline,
+            self._role,
+            clock,
+            timeouts=settings.timeouts(),
+            check_ms=settings.liveness_check_ms,
+            cluster_id=lambda: self._directory.identity.cluster_id,
+        )
+        self._forwarder = Forwarder(settings.token())
+        self._tasks = Supervisor("coordinator")
+        self._formed = asyncio.Event()
+        self._fresh_ms: int | None = None
+        self._engine: RocksEngine | None = None
+        self._host: GroupHost | None = None
+        self._http: HttpServer | None = None
+        self._stopped = False
+        self.member = Member(
+            self._coordinators,
+            self._role,
+            self._group,
+            self.store,
+            self._pipeline,
+            self._leadership,
+            self._watchers,
+            self._forwarder,
+            messages,
+            clock,
+            patience or Patience(),
+        )
+        self._directory: DataDirectory
+        self._failpoints: Failpoints
+        self._transport: GrpcTransport
+        self._server: GrpcServer
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def launch(self) -> None:
+        """Bind the ports and begin; returns while the first start may still wait for the other coordinators."""
+        try:
+            self._failpoints = from_environment(extra=EMBEDDED_FAILPOINTS)
+            self._directory = DataDirectory.open(
+                self.settings.data_dir, self.settings.node_id, failpoints=self._failpoints
+            )
+        except (IdentityError, ValueError) as error:
+            raise StartupError(str(error)) from error
+        try:
+            formation.check_members(self._directory, self._coordinators)
+            self._transport = GrpcTransport(
+                self._directory,
+                self._coordinators.address,
+                token=self.settings.token(),
+                failpoints=self._failpoints,
+                report=lambda text: self._log.warning("peer", reason=text),
+            )
+            self._server = self._build_server()
+            await self._server.start()
+            self._http = status_server(self.metrics, self.readiness, self.settings.http_address(self._server.port))
+            await self._http.start()
+            self._add_metrics()
+            await self._tasks.start()
+            self._tasks.spawn("form", self._form())
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def formed(self) -> None:
+        """Return once this member takes part in its cluster. StartupError if it may not."""
+        waiting = asyncio.ensure_future(self._formed.wait())
+        failing = asyncio.ensure_future(self._tasks.wait())
+        await asyncio.wait([waiting, failing], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        failing.cancel()
+        failure = self._tasks.failure
+        if failure is not None:
+            await self.stop()
+            raise failure.__cause__ or failure
+
+    async def wait(self) -> None:
+        await self._tasks.wait()
+
+    async def stop(self) -> None:
+        """Graceful, within the configured time; safe at any point of the life and more than once."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._watchers.close()
+        if hasattr(self, "_server"):
+            await self._server.stop(self.settings.stop_timeout_ms // 2)
+        if self._http is not None:
+            await self._http.stop()
+        if self._host is not None:
+            await self._host.close()
+        await self._tasks.stop()
+        await self._forwarder.close()
+        if self._engine is not None:
+            await asyncio.to_thread(self._close_engine, self._engine)
+        if hasattr(self, "_directory"):
+            self._directory.close()
+
+    @staticmethod
+    def _close_engine(engine: RocksEngine) -> None:
+        for space in engine.spaces():
+            engine.flush(space)
+        engine.close()
+
+    # --- what it says of itself --------------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        return self._server.port
+
+    @property
+    def http_port(self) -> int:
+        return 0 if self._http is None else self._http.port
+
+    @property
+    def is_leader(self) -> bool:
+        """Leads, and is ready to serve as the leader."""
+        return self._leadership.session is not None
+
+    def readiness(self) -> tuple[bool, str]:
+        """Ready: a leader is known and the local state was proven current a short while ago."""
+        if not self._formed.is_set():
+            return False, "not part of a cluster yet: waiting for the other coordinators"
+        if not self._role.leader_num:
+            return False, "no leader is known"
+        if self._fresh_ms is None or self._clock.monotonic_ms() - self._fresh_ms > STALE_MS:
+            return False, "the local state is not known to be current"
+        return True, "leads" if self._role.is_leader else f"follows {self._role.leader_id}"
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _build_server(self) -> GrpcServer:
+        return build_server(
+            [
+                (
+                    coordinator_pb2_grpc.add_CoordinatorServicer_to_server,
+                    service.CoordinatorService(self.member),
+                    service.SERVICE,
+                ),
+                (
+                    cluster_pb2_grpc.add_ClusterServicer_to_server,
+                    cluster_service.ClusterService(self.member),
+                    cluster_service.SERVICE,
+                ),
+                (
+                    raft_pb2_grpc.add_RaftServiceServicer_to_server,
+                    raft_service.RaftService(self.member),
+                    raft_service.SERVICE,
+                ),
+                (lambda _, server: self._transport.add_to(server), self._transport, TRANSPORT),
+            ],
+            listen=self.settings.listen,
+            token=self.settings.token(),
+            metrics=self.metrics,
+        )
+
+    async def _form(self) -> None:
+        """Become a member, open log and state, and start what runs around them."""
+        await formation.join(
+            self._directory, self._coordinators, self.settings.token(), new_cluster_id=lambda: uuid.uuid4().hex
+        )
+        try:
+            machine = self._open_machine(self._directory.path)
+            host = self._open_host(machine)
+        except (IdentityError, MissingMachine, flotta_native.LogCorruption, OSError) as error:
+            raise StartupError(str(error)) from error
+        self._host = host
+        self._group.attach(host)
+        self.store.attach(machine.view)
+        host.on_role(self._leadership.on_role)
+        host.on_event(self._on_event)
+        self._tasks.spawn("raft", host.run())
+        if GROUP in host.orphans:
+            await host.create_group(GROUP, self._coordinators.replica, self._coordinators.replicas, machine)
+        self._directory.mark_formed()
+        if len(self._coordinators.members) == 1:
+            host.campaign(GROUP)  # nobody else could stand: no need to wait for a timeout
+        self._tasks.spawn("pipeline", self._pipeline.run())
+        self._tasks.spawn("leadership", self._leadership.run())
+        self._tasks.spawn("probe", self._probe())
+        self._formed.set()
+        self._log.info("formed", cluster_id=self._directory.identity.cluster_id, replica=self._coordinators.replica)
+
+    def _open_machine(self, path: Path) -> Machine:
+        engine = self._engine = RocksEngine(path / "state", failpoints=self._failpoints)
+        if current(engine, SPACE) is not None:
+            return Machine.open(engine, SPACE, self.store.registry, failpoints=self._failpoints)
+        if self._directory.formed:
+            raise IdentityError(
+                f"data directory {path} took part in cluster {self._directory.identity.cluster_id} "
+                "but its state is gone"
+            )
+        members = Members(voters=tuple(sorted(self._coordinators.replicas)))
+        return Machine.create(engine, SPACE, self.store.registry, members=members, failpoints=self._failpoints)
+
+    def _open_host(self, machine: Machine) -> GroupHost:
+        options = HostOptions(
+            tick_ms=TICK_MS,
+            election_ticks=max(2, self.settings.election_timeout_ms // TICK_MS),
+            heartbeat_ticks=max(1, self.settings.raft_heartbeat_ms // TICK_MS),
+        )
+        host = GroupHost.open(
+            self._directory.path,
+            self._coordinators.node_num,
+            {GROUP: machine},
+            self._transport,
+            options=options,
+            failpoints=self._failpoints,
+        )
+        self._directory.require_log(len(host.groups()))
+        return host
+
+    async def _probe(self) -> None:
+        """Ask for a read barrier now and then: readiness is a fact about the group, not about this process."""
+        while True:
+            asked_ms = self._clock.monotonic_ms()
+            if isinstance(await self._group.read_barrier(PROBE_MS), ReadReady):
+                self._fresh_ms = asked_ms
+            await asyncio.sleep(PROBE_MS / 1000)
+
+    def _on_event(self, event: HostEvent) -> None:
+        self._log.info("raft", event_name=event.name, number=event.number, text=event.text)
+
+    def _add_metrics(self) -> None:
+        gauges = (
+            ("flotta_coordinator_is_leader", "1 when this member leads and is ready.", lambda: int(self.is_leader)),
+            ("flotta_coordinator_term", "Raft term.", lambda: self._role.term),
+            ("flotta_coordinator_applied_index", "Last applied log index.", self._group.applied_index),
+            ("flotta_coordinator_map_version", "Version of the shard map.", lambda: self.store.state().map_version),
+            ("flotta_coordinator_watchers", "Open WatchShardMap streams.", lambda: len(self._watchers)),
+        )
+        for name, text, read in gauges:
+            self.metrics.gauge(name, text).set_function(read)
+
+
+async def launch(settings: CoordinatorSettings, *, patience: Patience | None = None) -> CoordinatorApp:
+    """Begin, without waiting for the other coordinators: for several in one process."""
+    app = CoordinatorApp(settings, patience=patience)
+    await app.launch()
+    return app
+
+
+async def start(settings: CoordinatorSettings) -> CoordinatorApp:
+    """A running coordinator that is a member of its cluster. StartupError with one sentence if it cannot be."""
+    app = await launch(settings)
+    try:
+        await app.formed()
+    except BaseException:
+        await app.stop()
+        raise
+    return app

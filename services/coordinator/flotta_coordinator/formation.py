@@ -1,0 +1,142 @@
+"""The first start: how coordinators with empty directories become one cluster, and who may not join it.
+
+The members are the configured peers, all voters from birth, so an empty directory under a known name would be a
+voter that forgot its votes. Therefore a member with an empty directory needs an answer of every other member before
+it takes part: one that has met this name with another store refuses it. When all are new, the first in the list
+names the cluster; the others take the name over. Who is who is put on record before that, so every member of a
+formed cluster can tell an impostor. Later starts need nobody's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from flotta_consensus.durable import replace_file
+from flotta_consensus.identity import DataDirectory, Identity
+from flotta_consensus.peer_identity import Answer, to_message
+from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
+from flotta_runtime.errors import StartupError
+from flotta_runtime.logging import get_logger
+from flotta_runtime.server import Channel, channel
+
+from flotta_coordinator.group import Coordinators
+
+MEMBERS_FILE = "coordinators.json"
+_FORMAT = 1
+_ASK_TIMEOUT_MS = 2_000
+_ASK_AGAIN_MS = 200
+_SAY_EVERY = 25  # rounds without all answers
+
+
+def check_members(directory: DataDirectory, coordinators: Coordinators) -> None:
+    """The coordinators' names and order are those of the first start. Their addresses may change."""
+    path = directory.path / MEMBERS_FILE
+    names = [name for name, _ in coordinators.members]
+    if path.exists():
+        known = _read(path)
+        if known != names:
+            raise StartupError(
+                f"data directory {directory.path} belongs to the coordinators {', '.join(known)}, "
+                f"but peers says {', '.join(names)}"
+            )
+        return
+    replace_file(path, json.dumps({"format": _FORMAT, "coordinators": names}).encode())
+
+
+async def join(
+    directory: DataDirectory, coordinators: Coordinators, token: str, new_cluster_id: Callable[[], str]
+) -> Identity:
+    """This member's identity in its cluster, durable. Asks and waits only on the very first start."""
+    if not directory.identity.cluster_id:
+        answers = await _ask_all(directory.identity, coordinators, token)
+        cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
+        while cluster_id is None:
+            await asyncio.sleep(_ASK_AGAIN_MS / 1000)
+            answers = await _ask_all(directory.identity, coordinators, token)
+            cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
+        for number, answer in answers.items():
+            directory.peers.record(number, answer.identity.node_id, answer.identity.store_id)
+        directory.adopt(cluster_id, coordinators.node_num)
+    return directory.adopt(directory.identity.cluster_id, coordinators.node_num)
+
+
+def agree(
+    mine: Identity, coordinators: Coordinators, answers: dict[int, Answer], new_cluster_id: Callable[[], str]
+) -> str | None:
+    """The cluster's id by the answers of all other members; None while the first member has not named it."""
+    for number, answer in sorted(answers.items()):
+        said = answer.identity
+        if said.node_id != coordinators.name(number):
+            raise StartupError(
+                f"at {coordinators.address(number)} answers {said.node_id}, "
+                f"where peers says {coordinators.name(number)}"
+            )
+        if said.store_id == mine.store_id:
+            raise StartupError(f"{said.node_id} runs with a copy of this data directory (store {mine.store_id})")
+        if answer.known_store_id not in ("", mine.store_id):
+            raise StartupError(
+                f"{said.node_id} knows {mine.node_id} with another data directory (store {answer.known_store_id}); "
+                "this one is empty, and a coordinator that lost its directory cannot come back under its old name"
+            )
+    named = sorted({answer.identity.cluster_id for answer in answers.values()} - {""})
+    if len(named) > 1:
+        raise StartupError(f"the peers belong to different clusters: {', '.join(named)}")
+    if named:
+        return named[0]
+    return new_cluster_id() if coordinators.node_num == 1 else None
+
+
+async def _ask_all(mine: Identity, coordinators: Coordinators, token: str) -> dict[int, Answer]:
+    """The answers of every other member; asks until it has them all."""
+    others = {
+        number: address
+        for number, (name, address) in enumerate(coordinators.members, start=1)
+        if name != coordinators.node_id
+    }
+    channels = {number: channel(address, token) for number, address in others.items()}
+    log = get_logger("formation")
+    rounds = 0
+    try:
+        while True:
+            numbers = list(channels)
+            asked = await asyncio.gather(*(_ask(channels[number], mine) for number in numbers))
+            answers = {number: answer for number, answer in zip(numbers, asked, strict=True) if answer is not None}
+            if len(answers) == len(channels):
+                return answers
+            if rounds % _SAY_EVERY == 0:
+                silent = [coordinators.name(number) for number in numbers if number not in answers]
+                log.info("first start: waiting for the other coordinators", silent=silent)
+            rounds += 1
+            await asyncio.sleep(_ASK_AGAIN_MS / 1000)
+    finally:
+        for each in channels.values():
+            await each.close()
+
+
+async def _ask(target: Channel, mine: Identity) -> Answer | None:
+    request = raft_pb2.IdentifyRequest(**{"from": to_message(mine)})
+    try:
+        stub = raft_pb2_grpc.RaftTransportStub(target.grpc)
+        reply = await stub.Identify(request, timeout=_ASK_TIMEOUT_MS / 1000, metadata=target.metadata)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise StartupError(
+                f"the coordinator at {target.address} refuses the internal token; all services need the same one"
+            ) from error
+        return None
+    return Answer.of(reply)
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        row = json.loads(path.read_bytes())
+        if row["format"] != _FORMAT:
+            raise ValueError(f"format {row['format']}")
+        return [str(name) for name in row["coordinators"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StartupError(f"{path} cannot be read: {error}") from error
