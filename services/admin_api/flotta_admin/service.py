@@ -16,7 +16,7 @@ from flotta_admin.coordinator import Coordinators
 from flotta_admin.guard import Guard
 from flotta_admin.probe import NodeProbe
 from flotta_admin.routes import Context
-from flotta_admin.settings import Settings
+from flotta_admin.settings import AdminSettings
 
 PROBE_EVERY_S = 1.0
 
@@ -24,7 +24,7 @@ PROBE_EVERY_S = 1.0
 class AdminService:
     """A running admin service. `port` is the one it got; `metrics` its registry."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AdminSettings) -> None:
         self.metrics = Metrics("admin")
         self.port = 0
         self._readiness = (False, "no coordinator has been asked yet")
@@ -71,7 +71,7 @@ class AdminService:
             await asyncio.sleep(PROBE_EVERY_S)
 
 
-async def start(settings: Settings) -> AdminService:
+async def start(settings: AdminSettings) -> AdminService:
     """A running admin service. The caller stops it."""
     service = AdminService(settings)
     await service.start()

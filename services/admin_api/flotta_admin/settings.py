@@ -34,7 +34,7 @@ def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
 NetworkList = Annotated[StringList, AfterValidator(_networks)]
 
 
-class Settings(TokenSettings):
+class AdminSettings(TokenSettings):
     """The HTTP admin service: registers nodes, creates shards, shows and changes the shard map."""
 
     service: ClassVar[str] = "admin"

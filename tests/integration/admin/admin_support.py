@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 from flotta_admin.service import AdminService, start
-from flotta_admin.settings import Settings
+from flotta_admin.settings import AdminSettings
 from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb import coordinator_pb2_grpc, kvstore_pb2, kvstore_pb2_grpc
@@ -248,7 +248,7 @@ async def admin(addresses: tuple[str, ...], **changes: Any) -> AsyncIterator[Adm
         "ping_timeout_ms": 5_000,
         **changes,
     }
-    service = await start(Settings(**given))
+    service = await start(AdminSettings(**given))
     try:
         yield service
     finally:
@@ -261,6 +261,7 @@ def client(service: AdminService, **headers: str) -> httpx.AsyncClient:
         headers={"X-Admin-Api-Key": KEY, **headers},
         trust_env=False,
         timeout=30,
+        verify=False,
     )
 
 

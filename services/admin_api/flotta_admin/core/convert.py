@@ -11,12 +11,13 @@ from flotta_proto.kvdb import coordinator_pb2
 
 from flotta_admin.core import models
 
-_DIGITS = re.compile(r"(\d+)")
+_DIGITS = re.compile(r"([0-9]{1,18})")
 
 
-def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts shard-2 before shard-10."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in _DIGITS.split(text) if part)
+def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """Sorts shard-2 before shard-10; a total order over any texts."""
+    parts = (part for part in _DIGITS.split(text) if part)
+    return tuple((0, int(part), "") if _DIGITS.fullmatch(part) else (1, 0, part) for part in parts), text
 
 
 def node(record: coordinator_pb2.NodeRecord) -> models.Node:
