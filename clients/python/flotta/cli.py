@@ -1,0 +1,75 @@
+"""The `flotta` command. Further commands are found by the entry point group `flotta.commands`.
+
+Exit codes: 0 done, 1 no such key (status: something is wrong), 2 wrong use, 3 a condition did not hold,
+4 unavailable, 5 outcome unknown, 6 something broke.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated
+
+import typer
+
+from flotta import cli_keys, cli_status
+from flotta.cli_support import Exit, fail
+
+COMMAND_GROUP = "flotta.commands"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"flotta {version('flotta')}")
+        raise typer.Exit
+
+
+def _root(
+    _version_flag: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A sharded, strongly consistent key/value system."""
+
+
+def _unusable(entry: EntryPoint, reason: ImportError) -> typer.Typer:
+    """Stands in for a command whose package is not installed, and says so when it is used."""
+    app = typer.Typer()
+
+    @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    def command() -> None:
+        fail(f"`flotta {entry.name}` cannot start: {reason}", Exit.USAGE, "pip install 'flotta[server]'")
+
+    return app
+
+
+def build() -> typer.Typer:
+    """The application with all commands that are installed."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_root)
+    app.command("put")(cli_keys.put)
+    app.command("get")(cli_keys.get)
+    app.command("del")(cli_keys.delete)
+    app.command("status")(cli_status.status)
+    for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda one: one.name):
+        try:
+            command = entry.load()
+        except ImportError as error:
+            app.add_typer(_unusable(entry, error), name=entry.name, help="Needs the server parts of Flotta.")
+            continue
+        app.command(entry.name)(command)
+    return app
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        build()()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        sys.stderr.close()
+        sys.exit(Exit.OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What the commands share: exit codes, addresses, bytes from the command line, bytes to the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import enum
+import os
+import re
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import typer
+
+from flotta import endpoints
+from flotta.errors import (
+    AlreadyExistsError,
+    FlottaError,
+    InvalidArgumentError,
+    OutcomeUnknownError,
+    PreconditionFailedError,
+    RateLimitedError,
+    UnavailableError,
+    VersionMismatchError,
+)
+
+T = TypeVar("T")
+
+
+class Exit(enum.IntEnum):
+    """What the exit code of a command says."""
+
+    OK = 0
+    NOT_FOUND = 1  # no such key; for `status`: the cluster answers, but something is wrong
+    USAGE = 2  # the request can never succeed as it is
+    CONDITION = 3  # if-version or if-absent did not hold
+    UNAVAILABLE = 4  # nothing was done; try again later
+    UNKNOWN = 5  # no answer came: the write may have happened
+    FAILED = 6  # something broke
+
+
+def fail(message: str, code: Exit, hint: str = "") -> NoReturn:
+    """Say what went wrong and what to do about it, and end."""
+    print(f"flotta: {message}", file=sys.stderr)
+    if hint:
+        print(f"        {hint}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def run(work: Coroutine[Any, Any, T], where: endpoints.Endpoints) -> T:
+    """Run a command's work; every expected error ends it with its exit code and a hint."""
+    try:
+        return asyncio.run(work)
+    except InvalidArgumentError as error:
+        fail(str(error), Exit.USAGE)
+    except (AlreadyExistsError, VersionMismatchError, PreconditionFailedError) as error:
+        fail(str(error), Exit.CONDITION)
+    except (UnavailableError, RateLimitedError) as error:
+        fail(str(error), Exit.UNAVAILABLE, _where_to_look(where))
+    except OutcomeUnknownError as error:
+        fail(str(error), Exit.UNKNOWN, "a write may have happened: read the key before you repeat it")
+    except FlottaError as error:
+        fail(str(error), Exit.FAILED)
+
+
+def _where_to_look(where: endpoints.Endpoints) -> str:
+    said = f"(gateway address from {where.gateway_from})"
+    return f"see `flotta status`; start a cluster with `flotta dev`, or name one with --gateway {said}"
+
+
+def find(gateway: str | None, coordinators: str | None = None) -> endpoints.Endpoints:
+    """The addresses, or an end with a clear message."""
+    try:
+        return endpoints.find(gateway, coordinators)
+    except endpoints.EndpointError as error:
+        fail(str(error), Exit.USAGE)
+
+
+def key_bytes(key: str) -> bytes:
+    """A key as it was typed, byte for byte, whatever the terminal's encoding made of it."""
+    if not key:
+        fail("KEY is empty; a key has 1 to 1024 bytes", Exit.USAGE)
+    return os.fsencode(key)
+
+
+def value_bytes(value: str | None, file: Path | None) -> bytes:
+    """The value: the argument, a file, or standard input where it is not a terminal."""
+    if value is not None and file is not None:
+        fail("give VALUE or --file, not both", Exit.USAGE)
+    if value is not None:
+        return os.fsencode(value)
+    if file is not None and str(file) != "-":
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            fail(f"--file {file}: {error.strerror}", Exit.USAGE)
+    if file is None and sys.stdin.isatty():
+        fail("no value given", Exit.USAGE, "give VALUE, --file PATH, or pipe it in")
+    return sys.stdin.buffer.read()
+
+
+def shown(data: bytes) -> str:
+    """Bytes as a person can read them: text as it is, anything else escaped."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return repr(data)[2:-1]
+    return text if all(c.isprintable() or c in "\n\t" for c in text) else repr(data)[2:-1]
+
+
+def as_json(name: str, data: bytes) -> dict[str, str]:
+    """Bytes as JSON members: base64 always, and plain where they are UTF-8."""
+    members = {f"{name}_base64": base64.b64encode(data).decode("ascii")}
+    with contextlib.suppress(UnicodeDecodeError):
+        members[name] = data.decode("utf-8")
+    return members
+
+
+_DURATION = re.compile(r"(\d+)(ms|s|m|h|d)?")
+_UNIT_MS = {"ms": 1, "s": 1_000, None: 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def duration_ms(text: str, flag: str) -> int:
+    """`90`, `90s`, `15m`, `2h`, `7d` or `250ms` in milliseconds."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        fail(f"{flag} {text!r} is no duration; write for example 90s, 15m, 2h, 7d or 250ms", Exit.USAGE)
+    return int(match[1]) * _UNIT_MS[match[2]]
