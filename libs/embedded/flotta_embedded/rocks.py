@@ -1,7 +1,7 @@
 """Spaces as column families of one RocksDB: raw bytes, no write-ahead log, one atomic batch per write.
 
-RocksDB's own log is off (docs/adr/0020): the Raft log is the log. What survives a crash of a space is its last
-flushed memtable, and a batch never spans two memtables, so it is always a whole number of writes.
+RocksDB's own log is off (docs/adr/0020): the Raft log is the log. What survives a crash of a space is its last flushed
+memtable, and a batch never spans two memtables, so it is always a whole number of writes.
 
 Invariants: no call here syncs, except `create`, `drop` and `flush`; one thread writes a space, any thread may flush it;
 every failure of RocksDB itself becomes an OSError, after which the process must end.
@@ -20,7 +20,7 @@ from flotta_consensus.api import Failpoints, NoFailpoints
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 
 from .overlay import Row
-from .rocks_views import RocksFrozenView, RocksView, Space, disk
+from .rocks_views import RocksFrozenView, RocksView, Space, disk, reported
 
 DEFAULT_FAMILY = "default"  # RocksDB insists on it; it is not a space and stays empty
 
@@ -103,13 +103,15 @@ class RocksEngine:
             raise KeyError(f"space {space!r} was dropped")
         batch = WriteBatch(raw_mode=True)
         batch.set_default_column_family(found.family)
-        with disk(f"writing to space {space}"):
+        try:
             for key, value in puts:
                 batch[key] = value
             for key in deletes:
                 del batch[key]
             size = batch.size_in_bytes()
             self._live().write(batch, self._unlogged)
+        except Exception as error:
+            raise reported(error, f"writing to space {space}") from error
         found.written_bytes += size
         self._failpoints.reach("engine.after_write")
 
