@@ -143,10 +143,7 @@ class AsyncClient:
         options.ttl_ms = ttl_ms
         options.if_not_exists = if_absent
         request = pb.PutRequest(ctx=context, key=_bytes(key), value=_bytes(value), options=options)
-        repeatable = options.require_idempotency
-        response: pb.PutResponse = await self._call(
-            lambda stub, **how: stub.Put(request, **how), repeatable, timeout_ms
-        )
+        response: pb.PutResponse = await self._call("Put", request, options.require_idempotency, timeout_ms)
         _raise_unless_ok(response.status)
         return response.version
 
@@ -156,10 +153,7 @@ class AsyncClient:
         """Delete `key`; returns the version of the deletion, or None if there was no such key."""
         context, options = self._write(request_id, if_version)
         request = pb.DeleteRequest(ctx=context, key=_bytes(key), options=options)
-        repeatable = options.require_idempotency
-        response: pb.DeleteResponse = await self._call(
-            lambda stub, **how: stub.Delete(request, **how), repeatable, timeout_ms
-        )
+        response: pb.DeleteResponse = await self._call("Delete", request, options.require_idempotency, timeout_ms)
         if response.status.code == pb.Status.NOT_FOUND:
             return None
         _raise_unless_ok(response.status)
