@@ -53,12 +53,8 @@ class Jobs:
         yield from (self._delete(group, keep_index) for group, keep_index in effects.superseded)
 
     async def statuses(self, groups: Sequence[int] | None) -> list[flotta_native.GroupStatus]:
-        """Taken in a thread, since it waits for the host's round and so for its sync."""
-        found = await self._in_thread(self._host.status)
-        if groups is None:
-            return found
-        wanted = set(groups)
-        return [status for status in found if status.group in wanted]
+        """Taken in a thread, since it waits for the host's round and so for its sync. Groups that are gone are missing."""
+        return await self._in_thread(self._host.status, groups)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

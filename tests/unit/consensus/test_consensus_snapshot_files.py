@@ -99,7 +99,7 @@ def test_only_pending_files_survive_a_start_and_must_be_there(tmp_path: Path) ->
     assert len(list(each.incoming_dir.iterdir())) == 1
     each.delete_incoming(7, 9)
     assert list(each.incoming_dir.iterdir()) == []
-    with pytest.raises(SnapshotDamaged, match="its file .* is gone"):
+    with pytest.raises(SnapshotDamaged, match=r"its file .* is gone"):
         each.prepare([keep])
     with pytest.raises(SnapshotDamaged, match="cannot be read"):
         each.feed(keep, ListMachine().restore())

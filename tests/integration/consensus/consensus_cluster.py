@@ -1,0 +1,155 @@
+"""Processes of a cluster inside one test: each has its data directory, gRPC server, transport and GroupHost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from consensus_disk_machine import DiskMachine
+from flotta_consensus.aio import GroupHost, HostOptions
+from flotta_consensus.api import Members, RoleChange, replica_id
+from flotta_consensus.core.compaction import LogPolicy
+from flotta_consensus.core.driver import DriverLimits
+from flotta_consensus.core.effects import HostEvent
+from flotta_consensus.grpc_transport import GrpcTransport
+from flotta_consensus.identity import DataDirectory
+from flotta_consensus.peer_link import LinkOptions
+
+GROUP = 1
+CLUSTER = "test-cluster"
+TOKEN = "test-token"
+SMALL_LOG = LogPolicy(bytes_max=64 << 10, entries_max=400, reserve_entries=20, kept_bytes_max=128 << 10)
+OPTIONS = HostOptions(tick_ms=20, segment_bytes=1 << 20, snapshot_timeout_ticks=200, limits=DriverLimits(log=SMALL_LOG))
+STEP_MS = 30_000  # a bound for anything to happen at all, not an expectation
+
+
+def replica(node_num: int, sequence: int = 1) -> int:
+    return replica_id(node_num, sequence)
+
+
+class Process:
+    """One process, started and stopped at will. Its address stays the same."""
+
+    def __init__(self, root: Path, node_num: int, cluster: Cluster) -> None:
+        self.node_num = node_num
+        self.root = root / f"node-{node_num}"
+        self.cluster = cluster
+        self.address = ""
+        self.reports: list[str] = []
+        self.events: list[HostEvent] = []
+        self.roles: list[RoleChange] = []
+        self.muted: set[int] = set()  # frames to these nodes vanish
+        self.host: GroupHost
+        self.directory: DataDirectory
+        self._running: asyncio.Task[None] | None = None
+
+    def machine(self, group: int = GROUP) -> DiskMachine:
+        found = self.host.machine(group)
+        assert isinstance(found, DiskMachine)
+        return found
+
+    def new_machine(self, group: int = GROUP, birth: list[int] | None = None) -> DiskMachine:
+        return DiskMachine(self.root / "state" / str(group), birth or ())
+
+    async def start(self, options: HostOptions = OPTIONS) -> None:
+        self.directory = DataDirectory.open(self.root, f"node-{self.node_num}")
+        self.directory.adopt(CLUSTER, self.node_num)
+        transport = GrpcTransport(
+            self.directory,
+            self.cluster.address_of,
+            token=TOKEN,
+            options=LinkOptions(backoff_longest_ms=200, connect_timeout_ms=500),
+            report=self.reports.append,
+        )
+        send = transport.send
+        transport.send = (  # type: ignore[method-assign]
+            lambda node, frame: None if node in self.muted else send(node, frame)
+        )
+        state = self.root / "state"
+        machines = {int(path.name): DiskMachine(path) for path in state.iterdir()} if state.exists() else {}
+        try:
+            self.host = GroupHost.open(self.root, self.node_num, machines, transport, options=options)
+        except BaseException:
+            self.directory.close()
+            raise
+        self.host.on_role(self.roles.append)
+        self.host.on_event(self.events.append)
+        self._server = grpc.aio.server()
+        transport.add_to(self._server)
+        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        await self._server.start()
+        self._running = asyncio.create_task(self.host.run())
+
+    async def stop(self) -> None:
+        """Nothing is flushed: what the machine had in memory only is gone, as after a kill."""
+        if self._running is not None:
+            await self.host.close()
+            await self.ended()
+
+    async def ended(self) -> None:
+        """Wait for the host to end by itself; raises why."""
+        running, self._running = self._running, None
+        assert running is not None
+        try:
+            await running
+        finally:
+            await self._server.stop(None)
+            self.directory.close()
+
+
+class Cluster:
+    """Processes by node number."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.processes: dict[int, Process] = {}
+
+    def address_of(self, node_num: int) -> str | None:
+        found = self.processes.get(node_num)
+        return found.address or None if found is not None else None
+
+    async def add(self, node_num: int, options: HostOptions = OPTIONS) -> Process:
+        process = Process(self.root, node_num, self)
+        self.processes[node_num] = process
+        await process.start(options)
+        return process
+
+    async def bear(self, count: int, options: HostOptions = OPTIONS) -> list[Process]:
+        """A group of voters, born on nodes 1..count."""
+        processes = [await self.add(number, options) for number in range(1, count + 1)]
+        voters = [replica(number) for number in range(1, count + 1)]
+        for process in processes:
+            machine = process.new_machine(birth=voters)
+            await process.host.create_group(GROUP, replica(process.node_num), voters, machine)
+        return processes
+
+    async def leader(self, among: list[Process] | None = None) -> Process:
+        """The process whose replica says it leads, and that can commit."""
+        candidates = among or list(self.processes.values())
+        while True:
+            for process in candidates:
+                role = process.host.role(GROUP)
+                if role is not None and role.is_leader:
+                    return process
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        for process in self.processes.values():
+            await process.stop()
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that must come; the test's own timeout bounds it with a name."""
+    try:
+        async with asyncio.timeout(STEP_MS / 1000):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"never happened: {what}") from None
+
+
+def voters_of(*node_nums: int) -> Members:
+    return Members(voters=tuple(replica(number) for number in node_nums))
