@@ -13,8 +13,8 @@ from flotta_embedded.registry import TIME_COMMAND, Registry
 MEMBERS = Members((1, 2, 3))
 
 
-def create(crashable: Crashable, registry: Registry, name: str = "m", **options: int) -> Machine:
-    return Machine.create(crashable.engine, name, registry, members=MEMBERS, **options)
+def create(crashable: Crashable, registry: Registry, name: str = "m", group_time_ms: int = 0) -> Machine:
+    return Machine.create(crashable.engine, name, registry, members=MEMBERS, group_time_ms=group_time_ms)
 
 
 def test_a_birth_replica_is_durable_at_index_one(crashable: Crashable, registry: Registry) -> None:

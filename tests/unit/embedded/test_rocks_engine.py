@@ -114,6 +114,40 @@ def test_the_write_ahead_log_stays_empty(tmp_path: Path) -> None:
     engine.close()
 
 
+DISK_FAILS = """
+import os, resource, sys
+from flotta_embedded.rocks import RocksEngine
+engine = RocksEngine(sys.argv[1])
+engine.create("s")
+engine.write("s", [(b"before", b"v")], ())
+engine.flush("s")
+resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
+engine.write("s", [(b"after%d" % number, os.urandom(500)) for number in range(2000)], ())
+for attempt in range(2):
+    try:
+        engine.flush("s")
+    except OSError as error:
+        print(f"attempt {attempt}: {error.errno} {error.strerror}", flush=True)
+assert engine.bytes_unflushed("s") > 500_000
+os._exit(7)
+"""
+
+
+def test_a_flush_that_the_disk_refuses_is_an_os_error_and_leaves_the_flushed_state(tmp_path: Path) -> None:
+    failed = subprocess.run(
+        [sys.executable, "-c", DISK_FAILS, str(tmp_path / "db")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert failed.returncode == 7, failed.stderr
+    assert failed.stdout.count("RocksDB failed while flushing space s") == 2
+    engine = RocksEngine(tmp_path / "db")
+    assert rows_of(engine.view("s")) == [(b"before", b"v")]
+    engine.close()
+
+
 def test_errors_of_the_disk_carry_their_number() -> None:
     full = disk_error(Exception("IO error: No space left on device: While appending to file"), "flushing")
     assert (full.errno, "flushing" in str(full)) == (errno.ENOSPC, True)

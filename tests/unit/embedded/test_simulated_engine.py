@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
+from pathlib import Path
 
+import flotta_embedded
 import pytest
 from embedded_harness import rows_of
+from flotta_embedded.failpoints import FAILPOINTS
 from flotta_embedded.simulated import SimEngine
 
 
@@ -97,3 +101,10 @@ def test_a_crash_reports_what_it_took() -> None:
     engine.write("a", [(b"k", b"123")], ())
     assert engine.crash() == {"spaces": 1, "bytes": 4}
     assert engine.crash() == {"spaces": 0, "bytes": 0}
+
+
+def test_every_failpoint_of_the_package_is_declared() -> None:
+    sources = Path(flotta_embedded.__file__).parent.glob("*.py")
+    reached = {name for source in sources for name in re.findall(r'reach\("([a-z_.]+)"\)', source.read_text())}
+    assert reached == set(FAILPOINTS)
+    assert len(FAILPOINTS) == len(set(FAILPOINTS))

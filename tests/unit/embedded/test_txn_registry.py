@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -138,7 +139,12 @@ def test_a_transaction_is_dead_once_its_command_returned() -> None:
 
     machine = machine_of(registry)
     call(machine, registry, "leak")
-    for use in (lambda: kept[0].get(b"k"), lambda: kept[1].put(b"k", b"v"), lambda: kept[0].table("x")):
+    uses: list[Callable[[], object]] = [
+        lambda: kept[0].get(b"k"),
+        lambda: kept[1].put(b"k", b"v"),
+        lambda: kept[0].table("x"),
+    ]
+    for use in uses:
         with pytest.raises(InvariantError, match="after its command returned"):
             use()
 
@@ -209,7 +215,7 @@ def test_a_command_cannot_write_the_machines_rows() -> None:
     registry = Registry()
 
     @registry.vector("evil")
-    def evil(overlay: Overlay, commands: list[Command]) -> list[Any]:
+    def evil(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
         overlay.put(b"ma", b"x")
         return [None] * len(commands)
 
