@@ -198,6 +198,8 @@ class CoordinatorApp:
             return False, "no leader is known"
         if self._fresh_ms is None or self._clock.monotonic_ms() - self._fresh_ms > STALE_MS:
             return False, "the local state is not known to be current"
+        if self._role.is_leader and not self.is_leader:
+            return False, "leads, and is not ready to serve yet"
         return True, "leads" if self._role.is_leader else f"follows {self._role.leader_id}"
 
     # --- inside -----------------------------------------------------------------------------------------------------
