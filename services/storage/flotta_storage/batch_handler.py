@@ -20,7 +20,6 @@ from flotta_storage import replies
 from flotta_storage.budget import Budget
 from flotta_storage.core import limits as checks
 from flotta_storage.core.limits import Limits, Refusal
-from flotta_storage.core.shard_state import ShardState
 from flotta_storage.core.writes import Write, encode_payload, encode_write, fingerprint
 from flotta_storage.hints import Hints
 from flotta_storage.replica_table import Replica, ReplicaTable
@@ -89,50 +88,71 @@ def check_operation(operation: Operation, limits: Limits) -> Refusal | None:
     )
 
 
+class Observer(Protocol):
+    """Counts, once per batch."""
+
+    def batch(self, operations: int) -> None: ...
+
+    def answered(self, replies: Sequence[Reply]) -> None: ...
+
+
 class BatchHandler:
-    """See the module. `serving` false: everything is UNAVAILABLE."""
+    """See the module. Until `attach` and after `detach` everything is UNAVAILABLE."""
 
     def __init__(
         self,
         replicas: ReplicaTable,
-        groups: Groups,
-        reads: Reads,
         hints: Hints,
         clock: Clock,
         budget: Budget,
         limits: Limits,
         deadlines: Deadlines,
+        observer: Observer,
     ) -> None:
         self._replicas = replicas
-        self._groups = groups
-        self._reads = reads
         self._hints = hints
         self._clock = clock
         self._budget = budget
         self._limits = limits
         self._deadlines = deadlines
-        self.serving = True
-        self.batches = 0
-        self.operations = 0
+        self._observer = observer
+        self._target: tuple[Groups, Reads] | None = None
+
+    def attach(self, groups: Groups, reads: Reads) -> None:
+        self._target = (groups, reads)
+
+    def detach(self) -> None:
+        """What is in work is still answered."""
+        self._target = None
 
     def handle(self, operations: Sequence[Operation], reply: ReplyCallback) -> None:
-        self.batches += 1
-        self.operations += len(operations)
-        if not self.serving:
-            reply([replies.unavailable(operation, NOT_SERVING) for operation in operations])
+        self._observer.batch(len(operations))
+        target = self._target
+        if target is None:
+            self._reply([replies.unavailable(operation, NOT_SERVING) for operation in operations], reply)
             return
         by_shard: dict[str, list[Operation]] = {}
         for operation in operations:
             by_shard.setdefault(operation.shard_id, []).append(operation)
         answers: list[Reply] = []
         for shard_id, ours in by_shard.items():
-            self._route(self._replicas.of_shard(shard_id), ours, reply, answers)
+            self._route(target, self._replicas.of_shard(shard_id), ours, reply, answers)
         if answers:
-            reply(answers)
+            self._reply(answers, reply)
+
+    def _reply(self, found: list[Reply], reply: ReplyCallback) -> None:
+        self._observer.answered(found)
+        reply(found)
 
     def _route(
-        self, replica: Replica | None, operations: list[Operation], reply: ReplyCallback, answers: list[Reply]
+        self,
+        target: tuple[Groups, Reads],
+        replica: Replica | None,
+        operations: list[Operation],
+        reply: ReplyCallback,
+        answers: list[Reply],
     ) -> None:
+        groups, to_read = target
         state = replica.state() if replica is not None else None
         reads: list[Operation] = []
         writes: list[Operation] = []
@@ -150,9 +170,9 @@ class BatchHandler:
             else:
                 (reads if operation.kind == GET else writes).append(operation)
         if replica is not None and reads:
-            self._reads.add(replica, reads, self._returning(reads, reply))
-        if replica is not None and state is not None and writes:
-            self._propose(replica, state, writes, self._returning(writes, reply))
+            to_read.add(replica, reads, self._returning(reads, reply))
+        if replica is not None and writes:
+            self._propose(groups, replica, writes, self._returning(writes, reply))
 
     def _returning(self, operations: list[Operation], reply: ReplyCallback) -> ReplyCallback:
         """The callback that also gives back what these operations took of the budget."""
@@ -162,12 +182,12 @@ class BatchHandler:
 
         def answered(found: list[Reply]) -> None:
             self._budget.give_back(len(found), sum(sizes.pop(one.call, 0) for one in found))
-            reply(found)
+            self._reply(found, reply)
 
         return answered
 
-    def _propose(self, replica: Replica, state: ShardState, writes: list[Operation], reply: ReplyCallback) -> None:
-        role = self._groups.role(replica.group)
+    def _propose(self, groups: Groups, replica: Replica, writes: list[Operation], reply: ReplyCallback) -> None:
+        role = groups.role(replica.group)
         if role is None or not role.is_leader:
             leader = role.leader if role is not None else 0
             reply([replies.not_leader(operation, self._hints, leader) for operation in writes])
@@ -178,7 +198,7 @@ class BatchHandler:
             buckets.setdefault(self._deadlines.bucket(operation), []).append(operation)
         for timeout_ms, ours in buckets.items():
             payloads = [encode_payload(stamp_ms, encode_write(_write_of(operation))) for operation in ours]
-            self._groups.propose_many_with(replica.group, payloads, self._proposed(ours, reply), timeout_ms)
+            groups.propose_many_with(replica.group, payloads, self._proposed(ours, reply), timeout_ms)
 
     def _proposed(self, operations: list[Operation], reply: ReplyCallback) -> ProposeManyDone:
         def done(outcomes: list[Outcome]) -> None:

@@ -49,19 +49,34 @@ class LeaderDuties:
         self._catch_up_entries = catch_up_entries
         self._transferred_ms: dict[int, int] = {}
         self._told: dict[int, str] = {}
+        self._busy: set[int] = set()
         self._log = get_logger("storage.moves")
         self.transfers = 0
         self.changes = 0
         self.swept = 0
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(self._duties_ms / 1000)
-            led = [replica for replica in self._replicas if self.leads(replica)]
-            await self._expire(led)
-            moving = [(replica, intent) for replica in led if (intent := self._intent(replica)) is not None]
-            if moving:
-                await asyncio.gather(*(self._move(replica, intent) for replica, intent in moving))
+        """A shard that is slow (it may have lost its quorum) holds up no other."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await asyncio.sleep(self._duties_ms / 1000)
+                wall_ms = self._clock.wall_ms()
+                for replica in self._replicas:
+                    if replica.group in self._busy or not self.leads(replica):
+                        continue
+                    intent, due = self._intent(replica), _is_due(replica, wall_ms)
+                    if intent is not None or due:
+                        self._busy.add(replica.group)
+                        tasks.create_task(self._serve(replica, intent, wall_ms if due else 0))
+
+    async def _serve(self, replica: Replica, intent: Intent | None, expire_ms: int) -> None:
+        try:
+            if expire_ms:
+                await self._expire(replica, expire_ms)
+            if intent is not None:
+                await self._move(replica, intent)
+        finally:
+            self._busy.discard(replica.group)
 
     def leads(self, replica: Replica) -> bool:
         role = self._host.role(replica.group)
@@ -141,15 +156,12 @@ class LeaderDuties:
                     self.transfer(replica, heirs[replica.group])
             await asyncio.sleep(0.02)
 
-    async def _expire(self, led: list[Replica]) -> None:
-        """One bounded sweep for each shard that has something due, all in flight together."""
-        wall_ms = self._clock.wall_ms()
-        due = [replica for replica in led if _is_due(replica, wall_ms)]
+    async def _expire(self, replica: Replica, wall_ms: int) -> None:
+        """Move group time on, and sweep a bounded number of rows."""
         payload = expire_payload(wall_ms, EXPIRE_ROWS_MAX)
-        outcomes = await asyncio.gather(
-            *(self._host.propose(replica.group, payload, EXPIRE_TIMEOUT_MS) for replica in due)
-        )
-        self.swept += sum(outcome.result.swept for outcome in outcomes if isinstance(outcome, Committed))
+        outcome = await self._host.propose(replica.group, payload, EXPIRE_TIMEOUT_MS)
+        if isinstance(outcome, Committed):
+            self.swept += outcome.result.swept
 
 
 def _is_due(replica: Replica, wall_ms: int) -> bool:

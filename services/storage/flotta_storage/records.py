@@ -7,7 +7,7 @@ for good; tombstones are for ever.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ SPACE = "node"
 
 _FORMAT = 1
 _ABOUT = b"about"
+_ADDRESSES = b"addresses"
 _REPLICA = b"replica/"
 _TOMBSTONE = b"tombstone/"
 
@@ -76,6 +77,18 @@ class NodeRecords:
         tombstones = self.state.tombstones | {self.state.replicas[group].replica}
         version = max(self.state.acted_version, map_version)
         self._write(replace(self.state, replicas=left, tombstones=tombstones, acted_version=version), [group])
+
+    def addresses(self) -> dict[int, str]:
+        """node_num -> host:port, as last remembered."""
+        row = self._engine.view(SPACE).get(_ADDRESSES)
+        return {} if row is None else dict(decode_value(row))
+
+    def remember_addresses(self, addresses: Mapping[int, str]) -> None:
+        """Peers must be found after a restart even while no coordinator answers."""
+        row = encode_value(dict(addresses))
+        if row != self._engine.view(SPACE).get(_ADDRESSES):
+            self._engine.write(SPACE, [(_ADDRESSES, row)], [])
+            self._engine.flush(SPACE)
 
     def _write(self, state: LocalState, groups: Sequence[int]) -> None:
         puts = [(_ABOUT, encode_value([_FORMAT, state.node_id, state.node_num, state.cluster_id, state.acted_version]))]

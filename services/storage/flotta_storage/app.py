@@ -1,0 +1,234 @@
+"""Puts a storage node together: `await start(settings)` serves until `stop()`.
+
+The ports are bound first, so that probes and peers find somebody. A new data directory then waits until a coordinator
+has admitted it, which gives it its number for ever; a known one goes to work at once, coordinators or not, and
+introduces itself beside that. Stopping hands leaderships over first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from flotta_consensus import failpoints
+from flotta_consensus.grpc_transport import GrpcTransport
+from flotta_consensus.identity import DataDirectory, IdentityError
+from flotta_embedded.failpoints import FAILPOINTS as EMBEDDED_FAILPOINTS
+from flotta_proto.flotta import cluster_pb2
+from flotta_proto.flotta.storage_pb2_grpc import add_ShardsServicer_to_server
+from flotta_proto.kvdb.kvstore_pb2_grpc import add_KVServiceServicer_to_server
+from flotta_proto.kvdb.replication_pb2_grpc import add_ReplicationServiceServicer_to_server
+from flotta_runtime.clock import SYSTEM_CLOCK, Clock
+from flotta_runtime.errors import StartupError
+from flotta_runtime.http import HttpServer, status_server
+from flotta_runtime.logging import get_logger
+from flotta_runtime.metrics import Metrics
+from flotta_runtime.server import GrpcServer, build_server
+from flotta_runtime.tasks import Supervisor
+
+from flotta_storage.backend import Backend, Shared, open_backend
+from flotta_storage.batch_handler import BatchHandler, Deadlines
+from flotta_storage.budget import Budget
+from flotta_storage.coordinator_link import CoordinatorLink
+from flotta_storage.core.limits import Limits
+from flotta_storage.heartbeat import Refused, say_hello
+from flotta_storage.hints import Hints
+from flotta_storage.kvservice import KvService, ReplicationService
+from flotta_storage.map_model import MapModel
+from flotta_storage.reading import ReadBatcher
+from flotta_storage.replica_table import ReplicaTable
+from flotta_storage.settings import StorageSettings
+from flotta_storage.shards_service import ShardsService
+from flotta_storage.telemetry import Telemetry
+
+SHARDS_SERVICE = "flotta.storage.v1.Shards"
+KV_SERVICE = "kvdb.kvstore.KVService"
+REPLICATION_SERVICE = "kvdb.replication.ReplicationService"
+RAFT_SERVICE = "flotta.raft.v1.RaftTransport"
+
+_STREAM_GRACE_MS = 300  # streams of gateways never end by themselves
+
+
+class StorageNode:
+    """A storage node; made by `start`."""
+
+    def __init__(self, settings: StorageSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._log = get_logger("storage", node=settings.node_id)
+        self._failpoints = failpoints.from_environment(extra=EMBEDDED_FAILPOINTS)
+        try:
+            self.directory = DataDirectory.open(settings.data_dir, settings.node_id, failpoints=self._failpoints)
+        except IdentityError as error:
+            raise StartupError(str(error)) from error
+        token = settings.token()
+        self.metrics = Metrics("storage", settings.node_id)
+        self.model = MapModel(self.directory.identity.cluster_id)
+        self.replicas = ReplicaTable()
+        self.backend: Backend | None = None
+        self._link = CoordinatorLink(settings.coordinators, token)
+        self._transport = GrpcTransport(
+            self.directory,
+            self._address_of,
+            token=token,
+            failpoints=self._failpoints,
+            report=lambda text: self._log.warning("peer", reason=text),
+        )
+        self._telemetry = Telemetry(self.metrics)
+        self._budget = Budget(settings.operations_max, settings.operation_bytes_max)
+        self._deadlines = Deadlines(settings.operation_timeout_ms, settings.operation_timeout_max_ms)
+        self._hints = Hints(self.model, settings.node_id)
+        self.handler = BatchHandler(
+            self.replicas,
+            self._hints,
+            clock,
+            self._budget,
+            Limits(settings.value_bytes_max),
+            self._deadlines,
+            self._telemetry,
+        )
+        self._shards = ShardsService(self.handler, self.replicas, self._budget)
+        self._server = self._make_server(token)
+        self._telemetry.watch(self._budget, self.replicas)
+        self._supervisor = Supervisor("storage")
+        self._http: HttpServer | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self.port = 0
+        self.http_port = 0
+
+    @property
+    def address(self) -> str:
+        """Where others reach this node."""
+        return self._settings.advertised(self.port)
+
+    async def start(self) -> None:
+        """Bind, be admitted if this directory is new, open what it holds, and serve."""
+        await self._supervisor.start()
+        try:
+            self.port = await self._server.start()
+            http = status_server(self.metrics, self._readiness, self._settings.http_address(self.port))
+            self.http_port = await http.start()
+            self._http = http
+            known = self.directory.identity.node_num != 0
+            if not known:
+                await self._introduce()
+            self.backend = await asyncio.to_thread(
+                open_backend,
+                Shared(
+                    self._settings,
+                    self.directory,
+                    self._transport,
+                    self._link,
+                    self.model,
+                    self.replicas,
+                    self._clock,
+                    self._failpoints,
+                ),
+            )
+            await self._serve(self.backend, hello=known)
+        except BaseException:
+            await self._take_down()
+            raise
+
+    async def wait(self) -> None:
+        """Return once stopped; raise when a part of it failed."""
+        await self._supervisor.wait()
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
+
+    async def stop(self) -> None:
+        """Hand leaderships over, answer what is in work, close everything. Safe to call more than once."""
+        await asyncio.shield(self.request_stop())
+
+    def request_stop(self) -> asyncio.Task[None]:
+        """Begin to stop, and do not wait for it."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name="storage.stop")
+        return self._stopping
+
+    async def _introduce(self) -> None:
+        identity = self.directory.identity
+        request = cluster_pb2.NodeHelloRequest(
+            node_id=identity.node_id,
+            address=self.address,
+            zone=self._settings.zone,
+            store_id=identity.store_id,
+            cluster_id=identity.cluster_id,
+        )
+        answer = await say_hello(self._link, request)
+        try:
+            self.directory.adopt(answer.cluster_id, answer.node_num)
+        except IdentityError as error:
+            raise Refused(str(error)) from error
+        self.model.cluster_id = answer.cluster_id
+
+    async def _serve(self, backend: Backend, *, hello: bool) -> None:
+        loop = asyncio.get_running_loop()
+        await backend.run(self._supervisor)
+        reads = ReadBatcher(
+            backend.host,
+            self._hints,
+            self._clock,
+            self._budget,
+            self._deadlines,
+            lambda turn_end: loop.call_soon(turn_end),
+        )
+        self._shards.host = backend.host
+        self._telemetry.watch_host(backend.health, backend.duties)
+        self.handler.attach(backend.host, reads)
+        if hello:
+            self._supervisor.spawn("hello", self._introduce())
+
+    async def _stop(self) -> None:
+        half_ms = self._settings.stop_timeout_ms // 2
+        if self.backend is not None and self._supervisor.failure is None:
+            left = await self.backend.duties.hand_over(half_ms)
+            if left:
+                self._log.info("stopping as a leader", shards=left)
+        self.handler.detach()
+        await self._take_down()
+
+    async def _take_down(self) -> None:
+        """From whatever state: requests first, then replication, then files."""
+        await self._server.stop(_STREAM_GRACE_MS)
+        if self._http is not None:
+            await self._http.stop()
+        if self.backend is not None:
+            await self.backend.close()
+        await self._supervisor.stop()
+        await self._link.close()
+        if self.backend is not None:
+            await asyncio.to_thread(self.backend.close_engine)
+        self.directory.close()
+
+    def _make_server(self, token: str) -> GrpcServer:
+        return build_server(
+            [
+                (add_ShardsServicer_to_server, self._shards, SHARDS_SERVICE),
+                (add_KVServiceServicer_to_server, KvService(self.handler, self.model, self._shutdown), KV_SERVICE),
+                (add_ReplicationServiceServicer_to_server, ReplicationService(), REPLICATION_SERVICE),
+                (lambda _, server: self._transport.add_to(server), self._transport, RAFT_SERVICE),
+            ],
+            listen=self._settings.listen,
+            token=token,
+            metrics=self.metrics,
+        )
+
+    def _shutdown(self) -> None:
+        self.request_stop()
+
+    def _address_of(self, node_num: int) -> str | None:
+        return self.backend.address_of(node_num) if self.backend is not None else None
+
+    def _readiness(self) -> tuple[bool, str]:
+        if self._stopping is not None:
+            return False, "the node is stopping"
+        if self.backend is None:
+            return False, "no coordinator has admitted this node yet"
+        return self.backend.health.readiness()
+
+
+async def start(settings: StorageSettings, clock: Clock = SYSTEM_CLOCK) -> StorageNode:
+    """A serving storage node."""
+    node = StorageNode(settings, clock)
+    await node.start()
+    return node

@@ -1,0 +1,61 @@
+"""The storage node's metrics. Hot paths count once per batch, on children bound here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from flotta_proto.flotta.storage_pb2 import Reply
+from flotta_proto.kvdb.gateway_pb2 import Status
+from flotta_runtime.metrics import BATCH_BUCKETS, Metrics
+
+from flotta_storage.budget import Budget
+from flotta_storage.health import HealthMonitor
+from flotta_storage.leader_duties import LeaderDuties
+from flotta_storage.replica_table import ReplicaTable
+
+_OK = Status.OK
+
+
+class Telemetry:
+    """Implements the batch handler's `Observer`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._batch_size = metrics.histogram(
+            "flotta_storage_batch_operations", "Operations per batch handed to the node.", buckets=BATCH_BUCKETS
+        )
+        answered = metrics.counter("flotta_storage_operations_total", "Operations answered, by code.", ("code",))
+        self._answered = {number: answered.labels(name) for name, number in Status.Code.items()}
+        self._ok = self._answered[_OK]
+
+    def batch(self, operations: int) -> None:
+        self._batch_size.observe(operations)
+
+    def answered(self, replies: Sequence[Reply]) -> None:
+        codes = Counter([reply.code for reply in replies])
+        for code, count in codes.items():
+            self._answered[code].inc(count)
+
+    def watch(self, budget: Budget, replicas: ReplicaTable) -> None:
+        """Numbers read when scraped."""
+        gauge = self._metrics.gauge
+        gauge("flotta_storage_operations_in_work", "Operations admitted and not yet answered.").set_function(
+            lambda: budget.operations
+        )
+        gauge("flotta_storage_bytes_in_work", "Bytes of those operations and of unsent answers.").set_function(
+            lambda: budget.bytes
+        )
+        gauge("flotta_storage_replicas", "Replicas on this node.").set_function(lambda: len(replicas))
+
+    def watch_host(self, health: HealthMonitor, duties: LeaderDuties) -> None:
+        gauge = self._metrics.gauge
+        gauge("flotta_storage_shards_led", "Shards whose leader is on this node.").set_function(lambda: health.led)
+        gauge("flotta_storage_apply_lag_entries", "Committed and not yet applied, the worst replica.").set_function(
+            lambda: health.lag_entries
+        )
+        gauge("flotta_storage_log_bytes", "Bytes of live Raft log entries.").set_function(lambda: health.log_bytes)
+        gauge("flotta_storage_rows_expired", "Rows swept by this node as a leader.").set_function(lambda: duties.swept)
+        gauge("flotta_storage_leader_transfers", "Leaderships handed over by this node.").set_function(
+            lambda: duties.transfers
+        )

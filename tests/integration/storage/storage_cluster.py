@@ -1,0 +1,314 @@
+"""Storage nodes in this process under a scripted coordinator: the map says what the test says, and nothing else.
+
+The coordinator numbers nodes and records what shards report, as the real one does; births, targets, wanted leaders and
+stale maps are the test's to set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc, storage_pb2, storage_pb2_grpc
+from flotta_proto.kvdb import coordinator_pb2 as pb
+from flotta_proto.kvdb import coordinator_pb2_grpc, gateway_pb2, kvstore_pb2_grpc
+from flotta_runtime.hashing import shard_index
+from flotta_runtime.server import GrpcServer, build_server
+from flotta_storage.app import StorageNode, start
+from flotta_storage.settings import StorageSettings
+
+TOKEN = "integration"
+METADATA = (("x-kvdb-internal-token", TOKEN),)
+Code = gateway_pb2.Status.Code
+OK = gateway_pb2.Status.OK
+
+
+class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_grpc.ClusterServicer):
+    """One coordinator, always the leader. Every change of `state` goes through `change`."""
+
+    def __init__(self) -> None:
+        self.state = pb.ClusterState(map_version=1, cluster_id="test-cluster")
+        self.reports: dict[str, cluster_pb2.ShardReport] = {}
+        self.refusal = ""
+        self.beats = 0
+        self.sequence = 0
+        self._changed = asyncio.Condition()
+        self._deltas: list[pb.ShardMapDelta] = []
+
+    async def change(self, edit: Callable[[pb.ClusterState], object], shards: Sequence[str] = ()) -> None:
+        async with self._changed:
+            edit(self.state)
+            self.state.map_version += 1
+            delta = pb.ShardMapDelta(
+                new_map_version=self.state.map_version,
+                previous_map_version=self.state.map_version - 1,
+                changed_shards=shards,
+                shards=[self.state.shards[shard] for shard in shards],
+                nodes=list(self.state.nodes.values()),
+                partitioning=self.state.partitioning,
+            )
+            self._deltas.append(delta)
+            self._changed.notify_all()
+
+    async def send(self, delta: pb.ShardMapDelta) -> None:
+        """Whatever the test wants the nodes to hear."""
+        async with self._changed:
+            self._deltas.append(delta)
+            self._changed.notify_all()
+
+    def new_replica(self, node_id: str) -> pb.ReplicaRef:
+        self.sequence += 1
+        number = self.state.nodes[node_id].detail.node_num
+        return pb.ReplicaRef(node_id=node_id, replica_id=number << 32 | self.sequence)
+
+    async def NodeHello(self, request: Any, context: Any) -> cluster_pb2.NodeHelloResponse:
+        if self.refusal:
+            return cluster_pb2.NodeHelloResponse(accepted=False, message=self.refusal)
+        known = self.state.nodes.get(request.node_id)
+        number = known.detail.node_num if known is not None else len(self.state.nodes) + 1
+
+        def edit(state: pb.ClusterState) -> None:
+            state.nodes[request.node_id].CopyFrom(
+                pb.NodeRecord(
+                    node_id=request.node_id,
+                    address=request.address,
+                    status=pb.ALIVE,
+                    detail=pb.NodeDetail(node_num=number, store_id=request.store_id, placeable=True),
+                )
+            )
+
+        await self.change(edit)
+        return cluster_pb2.NodeHelloResponse(accepted=True, cluster_id=self.state.cluster_id, node_num=number)
+
+    async def NodeHeartbeat(self, request: Any, context: Any) -> cluster_pb2.NodeHeartbeatResponse:
+        self.beats += 1
+        for report in request.reports:
+            await self._record(request.node_id, report)
+        return cluster_pb2.NodeHeartbeatResponse(accepted=True, map_version=self.state.map_version)
+
+    async def _record(self, node_id: str, report: cluster_pb2.ShardReport) -> None:
+        known = self.reports.get(report.shard_id)
+        if known is not None and (report.epoch, report.term) < (known.epoch, known.term):
+            return
+        self.reports[report.shard_id] = report
+        names = {record.detail.node_num: name for name, record in self.state.nodes.items()}
+
+        def edit(state: pb.ClusterState) -> None:
+            record = state.shards[report.shard_id]
+            record.leader, record.epoch = node_id, report.epoch
+            detail = record.detail
+            detail.phase, detail.leader_term, detail.conf_index = pb.ShardDetail.ACTIVE, report.term, report.conf_index
+            del detail.members[:]
+            detail.members.extend(
+                pb.ReplicaRef(node_id=names[voter >> 32], replica_id=voter) for voter in report.voters
+            )
+            if {target.replica_id for target in detail.targets} == set(report.voters):
+                del detail.targets[:]
+            if detail.target_leader == node_id:
+                detail.target_leader = ""
+
+        if report.shard_id in self.state.shards:
+            await self.change(edit, [report.shard_id])
+
+    async def GetShardMap(self, request: Any, context: Any) -> pb.GetShardMapResponse:
+        if request.if_version_gt >= self.state.map_version:
+            return pb.GetShardMapResponse(not_modified=True)
+        return pb.GetShardMapResponse(state=self.state)
+
+    async def WatchShardMap(self, request: Any, context: Any) -> Any:
+        position = len(self._deltas)
+        if self.state.map_version > request.from_version:
+            yield pb.ShardMapDelta(new_map_version=self.state.map_version, full_state=self.state)
+        while True:
+            async with self._changed:
+                while len(self._deltas) <= position:
+                    await self._changed.wait()
+                fresh, position = self._deltas[position:], len(self._deltas)
+            for delta in fresh:
+                yield delta
+
+
+class Cluster:
+    """A scripted coordinator and storage nodes, all in this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.coordinator = ScriptedCoordinator()
+        self.nodes: dict[str, StorageNode] = {}
+        self._ports: dict[str, int] = {}
+        self._server: GrpcServer | None = None
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self.coordinator_port = 0
+
+    async def open(self, nodes: int) -> None:
+        await self.start_coordinator()
+        await asyncio.gather(*(self.start(f"node-{number}") for number in range(1, nodes + 1)))
+
+    async def start_coordinator(self) -> None:
+        self._server = build_server(
+            [
+                (
+                    coordinator_pb2_grpc.add_CoordinatorServicer_to_server,
+                    self.coordinator,
+                    "kvdb.coordinator.Coordinator",
+                ),
+                (cluster_pb2_grpc.add_ClusterServicer_to_server, self.coordinator, "flotta.cluster.v1.Cluster"),
+            ],
+            listen=f"127.0.0.1:{self.coordinator_port}",
+            token=TOKEN,
+        )
+        self.coordinator_port = await self._server.start()
+
+    async def stop_coordinator(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    def settings(self, node_id: str, **fields: Any) -> StorageSettings:
+        values: dict[str, Any] = {
+            "node_id": node_id,
+            "listen": f"127.0.0.1:{self._ports.get(node_id, 0)}",
+            "http_listen": "127.0.0.1:0",
+            "coordinators": (f"127.0.0.1:{self.coordinator_port}",),
+            "data_dir": self.path / node_id,
+            "internal_token": TOKEN,
+            "tick_ms": 20,
+            "heartbeat_ms": 100,
+            "duties_ms": 50,
+            "map_poll_ms": 200,
+            "stop_timeout_ms": 2_000,
+        }
+        return StorageSettings(**{**values, **fields})
+
+    async def start(self, node_id: str, **fields: Any) -> StorageNode:
+        node = await start(self.settings(node_id, **fields))
+        self._ports[node_id] = node.port
+        self.nodes[node_id] = node
+        return node
+
+    async def stop(self, node_id: str) -> None:
+        await self.nodes.pop(node_id).stop()
+
+    async def close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        await asyncio.gather(*(node.stop() for node in self.nodes.values()))
+        await self.stop_coordinator()
+
+    def channel(self, node_id: str) -> grpc.aio.Channel:
+        address = f"127.0.0.1:{self._ports[node_id]}"
+        if address not in self._channels:
+            options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
+            self._channels[address] = grpc.aio.insecure_channel(address, options=options)
+        return self._channels[address]
+
+    def kv(self, node_id: str) -> kvstore_pb2_grpc.KVServiceStub:
+        return kvstore_pb2_grpc.KVServiceStub(self.channel(node_id))
+
+    def shards(self, node_id: str) -> storage_pb2_grpc.ShardsStub:
+        return storage_pb2_grpc.ShardsStub(self.channel(node_id))
+
+    async def create_shards(self, count: int, node_ids: Sequence[str]) -> None:
+        """Every shard has a replica on each of the nodes."""
+        names = [f"shard-{index}" for index in range(count)]
+
+        def edit(state: pb.ClusterState) -> None:
+            state.partitioning.num_shards, state.partitioning.replication_factor = count, len(node_ids)
+            for index, name in enumerate(names):
+                birth = [self.coordinator.new_replica(node_id) for node_id in node_ids]
+                detail = pb.ShardDetail(
+                    group_id=100 + index,
+                    table="default",
+                    shard_index=index,
+                    shard_count=count,
+                    phase=pb.ShardDetail.CREATING,
+                    birth=birth,
+                    members=birth,
+                )
+                state.shards[name].CopyFrom(
+                    pb.ShardRecord(shard_id=name, epoch=1, replicas=node_ids, config_state=pb.STABLE, detail=detail)
+                )
+
+        await self.coordinator.change(edit, names)
+        await self.until(lambda: all(name in self.coordinator.reports for name in names))
+
+    async def set_targets(self, shard_id: str, node_ids: Iterable[str]) -> None:
+        def edit(state: pb.ClusterState) -> None:
+            detail = state.shards[shard_id].detail
+            kept = {ref.node_id: ref for ref in detail.members}
+            targets = [kept.get(node_id) or self.coordinator.new_replica(node_id) for node_id in node_ids]
+            del detail.targets[:]
+            detail.targets.extend(targets)
+
+        await self.coordinator.change(edit, [shard_id])
+
+    def voters(self, shard_id: str) -> set[int]:
+        """The nodes of a shard, by number, as last reported."""
+        return {voter >> 32 for voter in self.coordinator.reports[shard_id].voters}
+
+    def leader(self, shard_id: str) -> str:
+        return self.coordinator.state.shards[shard_id].leader
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = 30) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():  # noqa: ASYNC110 - any state at all, which nobody signals
+                await asyncio.sleep(0.02)
+
+    async def until_async(self, condition: Callable[[], Awaitable[object]], timeout_s: float = 30) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not await condition():  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.05)
+
+    async def execute(self, node_id: str, *operations: storage_pb2.Operation) -> list[storage_pb2.Reply]:
+        """One frame to one node, and the replies in the order of the operations."""
+        for call, operation in enumerate(operations):
+            operation.call = call
+        stream = self.shards(node_id).Execute(metadata=METADATA)
+        await stream.write(storage_pb2.OperationFrame(operations=operations))
+        await stream.done_writing()
+        found: dict[int, storage_pb2.Reply] = {}
+        async for frame in stream:
+            found.update((reply.call, reply) for reply in frame.replies)
+        return [found[call] for call in range(len(operations))]
+
+    async def settle(self, *operations: storage_pb2.Operation) -> list[storage_pb2.Reply]:
+        """Send each operation to its shard's leader, again and again while the answer is certainly 'not done'."""
+        count = self.coordinator.state.partitioning.num_shards
+        answers: list[storage_pb2.Reply] = []
+        for operation in operations:
+            operation.shard_id = f"shard-{shard_index(operation.key, count)}"
+            node_id = self.leader(operation.shard_id)
+            async with asyncio.timeout(30):
+                while True:
+                    node_id = node_id if node_id in self.nodes else next(iter(self.nodes))
+                    (reply,) = await self.execute(node_id, operation)
+                    if reply.code not in (Code.NOT_LEADER, Code.SHARD_MOVED, Code.UNAVAILABLE):
+                        break
+                    hint = (reply.leader_hint or reply.new_node_hint).rpartition(":")[2]
+                    node_id = next((name for name, port in self._ports.items() if str(port) == hint), node_id)
+                    await asyncio.sleep(0.05)
+            answers.append(reply)
+        return answers
+
+    async def digests(self, shard_id: str, node_ids: Iterable[str]) -> list[storage_pb2.ReplicaDigest]:
+        found = []
+        for node_id in node_ids:
+            response = await self.shards(node_id).Digest(
+                storage_pb2.DigestRequest(shard_id=shard_id), metadata=METADATA
+            )
+            found += response.replicas
+        return found
+
+
+def put(key: bytes, value: bytes, **fields: Any) -> storage_pb2.Operation:
+    return storage_pb2.Operation(kind=storage_pb2.PUT, key=key, value=value, **fields)
+
+
+def get(key: bytes, **fields: Any) -> storage_pb2.Operation:
+    return storage_pb2.Operation(kind=storage_pb2.GET, key=key, **fields)
+
+
+def delete(key: bytes, **fields: Any) -> storage_pb2.Operation:
+    return storage_pb2.Operation(kind=storage_pb2.DELETE, key=key, **fields)
