@@ -9,9 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from flotta_consensus.api import Committed, Entry, EntryKind, Members, Outcome, Rejected, node_of, replica_id
+from flotta_consensus.api import Committed, Entry, EntryKind, Members, Outcome, Rejected, replica_id
+from flotta_consensus.sim.history import Verdict
 from flotta_consensus.sim.process import SimProcess, World
 from flotta_storage.core.moves import Change, ChangeMembers, Intent, LeaderView, TransferLeader, next_step
+from shard_service import Reply, ShardService
 
 CHANGE_TIMEOUT_MS = 2_000
 CATCH_UP_ENTRIES = 8
@@ -43,8 +45,16 @@ class Configurations:
 class Admin:
     """Gives groups new targets, and takes the next step towards them."""
 
-    def __init__(self, world: World, configurations: Configurations, rng: random.Random, next_sequence: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        services: dict[int, ShardService],
+        configurations: Configurations,
+        rng: random.Random,
+        next_sequence: int,
+    ) -> None:
         self._world = world
+        self._services = services
         self._configurations = configurations
         self._rng = rng
         self._next_sequence = next_sequence
@@ -130,8 +140,11 @@ class Admin:
         own = leader.intents[group][0]
         others = [voter for voter in members.voters if voter != own]
         changes: tuple[Change, ...] = ()
-        if members.learners and self._rng.random() < 0.6:
-            changes = (("voter", self._rng.choice(members.learners)),)
+        # A replica that has acknowledged nothing may be blank, and a blank voter casts no vote.
+        (status,) = leader.host.status([group])
+        begun = [learner for learner in members.learners if status.matched.get(learner, 0)]
+        if begun and self._rng.random() < 0.6:
+            changes = (("voter", self._rng.choice(begun)),)
             if others and self._rng.random() < 0.5:
                 changes += (("remove", self._rng.choice(others)),)
         elif others and self._rng.random() < 0.5:
@@ -170,12 +183,26 @@ class Admin:
         self._targets.clear()
 
     def sweep(self) -> None:
-        """What a node does after the leader told it that its replica is out: by the committed configuration."""
+        """Replicas that the map no longer names ask a leader whether they are still members."""
         for number in sorted(self._world.nodes):
             node = self._world.nodes[number]
             for group, (replica, _) in sorted(node.intents.items()):
-                members = self._configurations.members(group)
-                if replica in self._configurations.ever[group] and replica not in members:
-                    if node_of(replica) != number:
-                        raise ValueError(f"node {number} holds replica {replica:#x}")
-                    node.retire(group, replica)
+                if replica in self._configurations.ever[group] and replica not in self._configurations.members(group):
+                    leader = self.leader_of(group)
+                    if leader is not None and node.alive:
+                        self._ask(node, leader, group, replica)
+
+    def _ask(self, node: SimProcess, leader: SimProcess, group: int, replica: int) -> None:
+        network = self._world.network
+        incarnation = node.incarnation
+
+        def told(reply: Reply) -> None:
+            if reply.verdict is Verdict.OK and reply.result is False:
+                network.send(leader.number, node.number, answered)
+
+        def answered() -> None:
+            if node.incarnation == incarnation:
+                node.retire(group, replica)
+
+        service = self._services[leader.number]
+        network.send(node.number, leader.number, lambda: leader.run(lambda: service.is_member(group, replica, told)))

@@ -8,6 +8,7 @@ nothing of indices; the log only tells it which unanswered writes happened, and 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -30,11 +31,22 @@ def tag_of(operation: Operation) -> bytes:
     return family or b"v%d" % operation.number
 
 
+def shortened(value: Any) -> str:
+    """Without the padding."""
+    return re.sub(r"\.{4,}", "..", repr(value))
+
+
+def padded(tag: bytes, padding_bytes: int) -> bytes:
+    """A value of some length that begins with its tag."""
+    return tag + b"." * padding_bytes
+
+
 def describe(operation: Operation) -> str:
     span = f"[{operation.called_us / 1e6:.6f}, {(operation.returned_us or 0) / 1e6:.6f}]"
     return (
         f"operation {operation.number} of client {operation.client}: {operation.kind} {operation.key!r} "
-        f"{operation.args!r} {span} -> {operation.verdict.value} {operation.result!r} at {operation.revision}"
+        f"{shortened(operation.args)} {span} "
+        f"-> {operation.verdict.value} {shortened(operation.result)} at {operation.revision}"
     )
 
 

@@ -15,7 +15,7 @@ from flotta_consensus.sim.history import History, Operation, Verdict
 from flotta_consensus.sim.process import World
 from flotta_runtime.hashing import shard_index
 from flotta_storage.core.writes import Write
-from shard_checks import tag_of
+from shard_checks import padded, shortened, tag_of
 from shard_model import Answer
 from shard_service import Replied, Reply, ShardService
 
@@ -61,6 +61,7 @@ class Shape:
     condition: int = 0
     ttl_ms: int = 0
     request_id: bytes = b""
+    padding_bytes: int = 0
 
 
 class Client:
@@ -117,6 +118,7 @@ class Client:
         timed = rng.random() < 0.15
         key = rng.choice(self._keys.timed[group] if timed else self._keys.rows[group])
         if rng.random() < 0.02 and len(self._groups) > 1:
+            timed = False
             key = rng.choice(self._keys.rows[rng.choice([other for other in self._groups if other != group])])
         if dice < 0.47:
             return Shape("get", key)
@@ -128,7 +130,8 @@ class Client:
             self._requests += 1
             prefix = b"flotta:%d:" % self._world.wall_ms if rng.random() < 0.8 else b"foreign-"
             request_id = prefix + b"%d-%d" % (self.number, self._requests)
-        return Shape(kind, key, condition, ttl_ms, request_id)
+        padding_bytes = rng.randrange(1_500) if kind != "delete" and rng.random() < 0.3 else 0
+        return Shape(kind, key, condition, ttl_ms, request_id, padding_bytes)
 
     def _attempt(self, group: int, shape: Shape, attempt: int) -> None:
         rng, world = self._rng, self._world
@@ -141,7 +144,7 @@ class Client:
         if shape.request_id:
             operation.notes["request_id"] = shape.request_id
         if not reads:
-            operation.args = (tag_of(operation), shape.condition)
+            operation.args = (padded(tag_of(operation), shape.padding_bytes), shape.condition)
         timeout_ms = rng.choice((300, 800, 2_000))
         check_epoch = rng.random() < 0.5
 
@@ -180,7 +183,7 @@ class Client:
         else:
             write = Write(
                 key,
-                tag_of(operation),
+                operation.args[0],
                 delete=operation.kind == "delete",
                 epoch=epoch,
                 ttl_ms=shape.ttl_ms,
@@ -204,7 +207,7 @@ class Client:
         world.transcript.note(
             f"client {self.number}",
             f"{operation.number} {operation.kind} {operation.key.decode()} g{group} -> {reply.verdict.value} "
-            f"{reply.reason or reply.result} @{reply.revision}",
+            f"{reply.reason or shortened(reply.result)} @{reply.revision}",
         )
         self._learn(operation, reply)
         again = reply.verdict is Verdict.REJECTED or (reply.verdict is Verdict.UNKNOWN and shape.request_id)

@@ -64,7 +64,7 @@ def tag_of_payload(payload: bytes) -> bytes | None:
     command = decode_command(payload)
     if command.wire == WRITE_WIRE:
         write = decode_write(command.args)
-        return write.request_id or bytes(write.value)
+        return write.request_id or bytes(write.value).rstrip(b".")
     if command.wire == APPEND_WIRE:
         return bytes(decode_value(command.args)[1])
     return None

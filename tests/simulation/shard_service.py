@@ -143,6 +143,27 @@ class ShardService:
 
         self._process.driver.read_barrier(group, done, self._process.now_ms + timeout_ms)
 
+    def is_member(self, group: int, replica: int, replied: Replied) -> None:
+        """What a node asks before it deletes a replica: the leader's committed configuration, after a barrier.
+
+        `No` is only said once an entry behind that configuration is committed. Until then it may be known to be
+        committed here alone, and nowhere durably: after a power cut the old voters would be needed again.
+        """
+
+        def look(machine: Machine) -> None:
+            role = self._process.driver.role(group)
+            if role is None or not role.is_leader:
+                replied(Reply(Verdict.REJECTED, reason="not_leader"))
+            elif replica in machine.members():
+                replied(Reply(Verdict.OK, True))
+            else:
+                self._propose(group, machine, expire_payload(0, 0), 1_000, fenced)
+
+        def fenced(reply: Reply) -> None:
+            replied(Reply(Verdict.OK, False) if reply.verdict is Verdict.OK else reply)
+
+        self._barrier(group, 1_000, look, replied)
+
 
 def _committed(machine: Machine, outcome: Committed) -> Reply:
     result = outcome.result

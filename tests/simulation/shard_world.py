@@ -98,7 +98,7 @@ class ShardWorld:
         self.births = self._place_births()
         for number in numbers:
             self.world.nodes[number].start()
-        self.admin = Admin(self.world, self.configurations, stream(seed, "admin"), 1_000)
+        self.admin = Admin(self.world, self.services, self.configurations, stream(seed, "admin"), 1_000)
         self.nemesis = Nemesis(self.world, profile.faults, (*CONSENSUS_FAILPOINTS, *STATE_FAILPOINTS))
         self._schedule_changes()
         self.keys = draw_keys(profile.groups, rows=rng.choice((2, 4)), timed=1, chains=1)
@@ -177,7 +177,23 @@ class ShardWorld:
             trouble = self.unsettled(idle)
             if not trouble:
                 return
+        self.tell_statuses()
         raise LivenessViolation(f"not at rest {SETTLE_MS} ms after the faults stopped: {trouble}")
+
+    def tell_statuses(self) -> None:
+        """For the transcript of a failure: what every replica thinks."""
+        for number in sorted(self.world.nodes):
+            node = self.world.nodes[number]
+            for status in node.host.status() if node.alive else ():
+                found = node.driver.machine(status.group)
+                node.note(
+                    f"group {status.group} replica {status.replica:#x} role {status.role} term {status.term} "
+                    f"vote {status.vote:#x} leader {status.leader:#x} committed {status.committed} "
+                    f"delivered {status.delivered} log {status.first_index}..{status.last_index} "
+                    f"applied {found.applied_index()} members {found.members()} "
+                    f"installing {node.driver.installing(status.group)} matched {sorted(status.matched.items())} "
+                    f"snapshots {sorted(status.pending_snapshot.items())} waiting {node.driver.waiting()}"
+                )
 
     def unsettled(self, idle: bool) -> str:
         """What is not at rest yet; empty if everything is."""

@@ -91,7 +91,12 @@ class Nemesis:
 
     def _crash_one(self) -> None:
         node = self._leader_or_any()
-        if node is not None:
+        if node is None:
+            return
+        if self._rng.random() < 0.5:
+            # In the middle of its next write, where a crash between two events never is.
+            node.host.arm_failpoint(self._rng.choice(("raft.after_append", "raft.before_sync")), 1)
+        else:
             node.crash(power=self._rng.random() < 0.6, why="nemesis")
 
     def _crash_all(self) -> None:

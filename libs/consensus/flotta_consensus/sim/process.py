@@ -195,6 +195,7 @@ class SimProcess:
             failpoints=self.failpoints,
         )
         held = set(self._host.groups())
+        self._finish_removals(machines)
         for group in sorted(held):
             if group in machines:
                 self._driver.open_group(group, machines[group])
@@ -205,6 +206,21 @@ class SimProcess:
         for group in sorted(self.intents):
             if group not in held:
                 self._create(group, machines.get(group))
+
+    def _finish_removals(self, machines: dict[int, ObservedMachine]) -> None:
+        """A crash between the log's tombstone and the end of the state: the rest is done now."""
+        for group, gone in sorted(self.host.tombstones().items()):
+            replica = self.intents.get(group, (0, ()))[0]
+            if replica in gone:
+                if group in machines:
+                    machines.pop(group).destroy()
+                self._gone(group, replica)
+
+    def _gone(self, group: int, replica: int) -> None:
+        del self.intents[group]
+        self.tombstones.add(replica)
+        self.world.transcript.count("replicas_removed")
+        self.note(f"removed replica {replica:#x} of group {group}")
 
     def _create(self, group: int, machine: ObservedMachine | None) -> None:
         replica, voters = self.intents[group]
@@ -231,10 +247,7 @@ class SimProcess:
         def removed() -> None:
             if self.incarnation == incarnation:
                 self._removing.discard(group)
-                self.intents.pop(group, None)
-                self.tombstones.add(replica)
-                self.world.transcript.count("replicas_removed")
-                self.note(f"removed replica {replica:#x} of group {group}")
+                self._gone(group, replica)
 
         def remove() -> None:
             if group in self.driver.groups():
@@ -403,8 +416,9 @@ class SimProcess:
             return True
         except (ProcessKilled, flotta_native.FailpointReached) as death:
             self.world.transcript.count("failpoint_deaths")
-            self.world.transcript.count(f"died_at {death}")
-            self._die(f"failpoint {death}")
+            point = str(death).removeprefix("failpoint ").removesuffix(" was reached")
+            self.world.transcript.count(f"died_at {point}")
+            self._die(f"failpoint {point}")
         except (flotta_native.HostFailed, OSError) as failure:
             if not self.disk_faulty:
                 raise SafetyViolation(f"{self.name} failed without a fault: {failure!r}") from failure
