@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from flotta_coordinator.core.liveness import Timeouts
 from flotta_coordinator.group import MEMBER_COUNTS, Coordinators
 
+_ALONE = (("coordinator-1", "localhost:9001"),)
+
 
 class CoordinatorSettings(GrpcSettings):
     """A coordinator: one of 1, 3 or 5 members that own the shard map together."""
@@ -24,7 +26,7 @@ class CoordinatorSettings(GrpcSettings):
         json_schema_extra=env("COORDINATOR_NODE_ID"),
     )
     peers: PeerList = Field(
-        default=(("coordinator-1", "localhost:9001"),),
+        default=_ALONE,
         description="All coordinators as id=host:port, this one included, in the same order everywhere; 1, 3 or 5. "
         "Ids and order are fixed at the first start.",
     )
@@ -58,13 +60,13 @@ class CoordinatorSettings(GrpcSettings):
     @classmethod
     def _listen_on_own_port(cls, values: Any) -> Any:
         """Unless told otherwise, bind all interfaces at the port of this member's own address."""
-        if not isinstance(values, dict) or "listen" in values or "peers" not in values:
-            return values if not isinstance(values, dict) or "listen" in values else {**values, "listen": _DEFAULT}
+        if not isinstance(values, dict) or "listen" in values:
+            return values
         own = values.get("node_id", "coordinator-1")
-        for name, address in _pairs(values["peers"]):
-            if name == own:
-                return {**values, "listen": f"0.0.0.0:{address.rpartition(':')[2]}"}
-        return values
+        ports = [address.rpartition(":")[2] for name, address in _pairs(values.get("peers", _ALONE)) if name == own]
+        # What is wrong with an address is said of the peers, where it stands.
+        usable = bool(ports) and ports[0].isdecimal() and int(ports[0]) <= 65_535
+        return {**values, "listen": f"0.0.0.0:{ports[0] if usable else 0}"}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -95,9 +97,6 @@ class CoordinatorSettings(GrpcSettings):
     def timeouts(self) -> Timeouts:
         """Half of the first timeout without a check means that this process itself was paused."""
         return Timeouts(self.suspect_after_ms, self.dead_after_ms, max(1, self.suspect_after_ms // 2 + 1))
-
-
-_DEFAULT = "0.0.0.0:9001"
 
 
 def _pairs(peers: Any) -> list[tuple[str, str]]:
