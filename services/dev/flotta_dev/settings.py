@@ -1,0 +1,27 @@
+"""Settings of dev mode: few, because everything else is chosen for one machine and one person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from flotta_runtime.settings import DurationMs, Settings
+from pydantic import Field
+
+
+class DevSettings(Settings):
+    """The whole system in one process."""
+
+    service: ClassVar[str] = "dev"
+
+    data_dir: Path = Field(default=Path("flotta-data"), description="Where everything is kept between runs.")
+    gateway_port: int = Field(
+        default=7000, ge=0, le=65_535, description="Loopback port of the gateway; 0 picks a free one."
+    )
+    admin_port: int = Field(
+        default=8089, ge=0, le=65_535, description="Loopback port of the HTTP admin API; 0 picks a free one."
+    )
+    shards: int = Field(default=8, ge=1, le=1024, description="Shards of a new data directory; later starts keep them.")
+    ready_timeout_ms: DurationMs = Field(
+        default=30_000, description="How long the start may take until every shard serves."
+    )
