@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
 
 from flotta_consensus.api import Failpoints, NoFailpoints
 from flotta_consensus.core.effects import SendSnapshot
+from flotta_consensus.core.manifest import Manifest
 from flotta_consensus.identity import DataDirectory, IdentityError
 from flotta_consensus.peer_identity import PeerGuard, readable, stream_metadata, to_message
 from flotta_consensus.peer_link import (
@@ -28,7 +30,7 @@ from flotta_consensus.peer_link import (
     PeerLink,
     payload_bytes,
 )
-from flotta_consensus.snapshot_stream import SnapshotReceiver, SnapshotRefused, slices
+from flotta_consensus.snapshot_stream import SnapshotReceiver, header_of, slices
 from flotta_consensus.transport import AddressBook, Receiver
 
 _FRAME_BYTES_MAX = 512 << 20
@@ -105,13 +107,14 @@ class GrpcTransport:
     async def send_snapshot(self, offer: SendSnapshot, path: Path) -> bool:
         async with self._snapshot_slots:
             try:
-                receipt = await self._stream_snapshot(offer, path)
-            except (grpc.aio.AioRpcError, OSError) as error:
-                self._report(f"snapshot of group {offer.group} to node number {offer.node_num}: {error}")
-                return False
-        if receipt is not None and not receipt.accepted:
-            self._report(f"snapshot of group {offer.group} to node number {offer.node_num}: {receipt.reason}")
-        return receipt is not None and receipt.accepted
+                problem = await self._stream_snapshot(offer, path)
+            except grpc.aio.AioRpcError as error:
+                problem = f"{error.code().name} {error.details()}"
+            except (OSError, asyncio.InvalidStateError) as error:
+                problem = str(error)
+        if problem:
+            self._report(f"snapshot of group {offer.group} to node number {offer.node_num}: {problem}")
+        return not problem
 
     async def run(self) -> None:
         """One task for each peer ever sent to."""
@@ -124,23 +127,30 @@ class GrpcTransport:
         if self._receiver is not None:
             self._receiver.unreachable(node_num)
 
-    async def _stream_snapshot(self, offer: SendSnapshot, path: Path) -> raft_pb2.SnapshotReceipt | None:
+    async def _stream_snapshot(self, offer: SendSnapshot, path: Path) -> str:
+        """Empty if the peer has it."""
         address = self._addresses(offer.node_num)
         if address is None:
-            return None
-        size = (await asyncio.to_thread(path.stat)).st_size
+            return "it has no known address"
+        size_bytes = Manifest.decode(offer.manifest).size_bytes
         async with self._channels(address, CHANNEL_OPTIONS) as channel:
             call = raft_pb2_grpc.RaftTransportStub(channel).SendSnapshot(
                 metadata=stream_metadata(self._directory.identity, offer.node_num, self._token),
-                timeout=_SNAPSHOT_SECONDS_MIN + size / _SNAPSHOT_BYTES_PER_SECOND_MIN,
+                timeout=_SNAPSHOT_SECONDS_MIN + size_bytes / _SNAPSHOT_BYTES_PER_SECOND_MIN,
             )
             try:
-                async for chunk in slices(offer, path):
-                    await call.write(chunk)
-                await call.done_writing()
-            except asyncio.InvalidStateError:
-                pass  # the peer answered before the end: its receipt says why
-            return await call
+                await call.write(header_of(offer))
+                receipt = await call.read()
+                if isinstance(receipt, raft_pb2.SnapshotReceipt) and receipt.send_data:
+                    async for chunk in slices(path, size_bytes):
+                        await call.write(chunk)
+                    await call.done_writing()
+                    receipt = await call.read()
+            finally:
+                call.cancel()
+        if not isinstance(receipt, raft_pb2.SnapshotReceipt):
+            return "it ended the stream without a receipt"
+        return "" if receipt.accepted else receipt.reason or "it was refused"
 
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -197,14 +207,13 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         self,
         request_iterator: AsyncIterator[raft_pb2.SnapshotChunk],
         context: Context,
-    ) -> raft_pb2.SnapshotReceipt:
+    ) -> AsyncIterator[raft_pb2.SnapshotReceipt]:
         receiver, directory = await self._admit(context)
         number = self._directory.identity.node_num
-        try:
-            await self._snapshots.take(aiter(request_iterator), directory, number, receiver.receive)
-        except SnapshotRefused as refused:
-            return raft_pb2.SnapshotReceipt(accepted=False, reason=str(refused))
-        return raft_pb2.SnapshotReceipt(accepted=True)
+        receipts = self._snapshots.take(aiter(request_iterator), directory, number, receiver.receive)
+        async with aclosing(receipts):
+            async for receipt in receipts:
+                yield receipt
 
     async def _deliver(self, context: Context, frames: list[bytes]) -> None:
         if self._target is None:

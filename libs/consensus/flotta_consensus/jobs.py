@@ -53,7 +53,7 @@ class Jobs:
         yield from (self._delete(group, keep_index) for group, keep_index in effects.superseded)
 
     async def statuses(self, groups: Sequence[int] | None) -> list[flotta_native.GroupStatus]:
-        """Taken in a thread, since it waits for the host's round and so for its sync. Groups that are gone are missing."""
+        """Taken in a thread: it waits for the host's round and so for its sync. Groups that are gone are missing."""
         return await self._in_thread(self._host.status, groups)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:

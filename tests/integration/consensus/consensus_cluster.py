@@ -9,10 +9,11 @@ from pathlib import Path
 import grpc
 from consensus_disk_machine import DiskMachine
 from flotta_consensus.aio import GroupHost, HostOptions
-from flotta_consensus.api import Members, RoleChange, replica_id
+from flotta_consensus.api import Committed, Members, RoleChange, Unknown, replica_id
 from flotta_consensus.core.compaction import LogPolicy
 from flotta_consensus.core.driver import DriverLimits
 from flotta_consensus.core.effects import HostEvent
+from flotta_consensus.failpoints import CONSENSUS_FAILPOINTS, ArmedFailpoints
 from flotta_consensus.grpc_transport import GrpcTransport
 from flotta_consensus.identity import DataDirectory
 from flotta_consensus.peer_link import LinkOptions
@@ -53,7 +54,8 @@ class Process:
     def new_machine(self, group: int = GROUP, birth: list[int] | None = None) -> DiskMachine:
         return DiskMachine(self.root / "state" / str(group), birth or ())
 
-    async def start(self, options: HostOptions = OPTIONS) -> None:
+    async def start(self, options: HostOptions = OPTIONS, failpoints: str = "") -> None:
+        points = ArmedFailpoints(failpoints, CONSENSUS_FAILPOINTS)
         self.directory = DataDirectory.open(self.root, f"node-{self.node_num}")
         self.directory.adopt(CLUSTER, self.node_num)
         transport = GrpcTransport(
@@ -61,6 +63,7 @@ class Process:
             self.cluster.address_of,
             token=TOKEN,
             options=LinkOptions(backoff_longest_ms=200, connect_timeout_ms=500),
+            failpoints=points,
             report=self.reports.append,
         )
         send = transport.send
@@ -70,7 +73,9 @@ class Process:
         state = self.root / "state"
         machines = {int(path.name): DiskMachine(path) for path in state.iterdir()} if state.exists() else {}
         try:
-            self.host = GroupHost.open(self.root, self.node_num, machines, transport, options=options)
+            self.host = GroupHost.open(
+                self.root, self.node_num, machines, transport, options=options, failpoints=points
+            )
         except BaseException:
             self.directory.close()
             raise
@@ -88,6 +93,9 @@ class Process:
         if self._running is not None:
             await self.host.close()
             await self.ended()
+
+    def has_ended(self) -> bool:
+        return self._running is None or self._running.done()
 
     async def ended(self) -> None:
         """Wait for the host to end by itself; raises why."""
@@ -141,11 +149,34 @@ class Cluster:
             await process.stop()
 
 
+async def write(cluster: Cluster, rows: list[str], among: list[Process] | None = None) -> list[Committed]:
+    """Propose until each is certainly committed once: rejected ones go again, unknown ones fail the test."""
+    done: list[Committed] = []
+    left = rows
+    while left:
+        leader = await cluster.leader(among)
+        outcomes = await leader.host.propose_many(GROUP, [row.encode() for row in left], STEP_MS)
+        assert not [each for each in outcomes if isinstance(each, Unknown)]
+        done.extend(each for each in outcomes if isinstance(each, Committed))
+        left = [row for row, each in zip(left, outcomes, strict=True) if not isinstance(each, Committed)]
+        if left:
+            await asyncio.sleep(0.05)
+    return done
+
+
+async def equal(processes: list[Process]) -> list[str]:
+    """Wait until all replicas are at the same index, and compare what they hold."""
+    await until(lambda: len({process.machine().index for process in processes}) == 1, "all replicas at the same index")
+    states = [process.machine().dump() for process in processes]
+    assert len(set(states)) == 1
+    return processes[0].machine().rows
+
+
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for something that must come; the test's own timeout bounds it with a name."""
     try:
         async with asyncio.timeout(STEP_MS / 1000):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - conditions of many kinds, none of which could set an event
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"never happened: {what}") from None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from consensus_cluster import GROUP, OPTIONS, STEP_MS, Cluster, Process, replica, until, voters_of
+from consensus_cluster import GROUP, OPTIONS, STEP_MS, Cluster, Process, equal, replica, until, voters_of, write
 from consensus_disk_machine import DiskMachine
 from flotta_consensus.aio import HostClosed
 from flotta_consensus.api import Committed, Members, ReadReady, Rejected, RejectReason, Unknown
@@ -21,29 +21,6 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     made = Cluster(tmp_path)
     yield made
     await made.stop()
-
-
-async def write(cluster: Cluster, rows: list[str], among: list[Process] | None = None) -> list[Committed]:
-    """Propose until each is certainly committed once: rejected ones go again, unknown ones fail the test."""
-    done: list[Committed] = []
-    left = rows
-    while left:
-        leader = await cluster.leader(among)
-        outcomes = await leader.host.propose_many(GROUP, [row.encode() for row in left], STEP_MS)
-        assert not [each for each in outcomes if isinstance(each, Unknown)]
-        done.extend(each for each in outcomes if isinstance(each, Committed))
-        left = [row for row, each in zip(left, outcomes, strict=True) if not isinstance(each, Committed)]
-        if left:
-            await asyncio.sleep(0.05)
-    return done
-
-
-async def equal(processes: list[Process]) -> list[str]:
-    """Wait until all replicas are at the same index, and compare what they hold."""
-    await until(lambda: len({process.machine().index for process in processes}) == 1, "all replicas at the same index")
-    states = [process.machine().dump() for process in processes]
-    assert len(set(states)) == 1
-    return processes[0].machine().rows
 
 
 async def test_elect_write_read_and_restart(cluster: Cluster) -> None:
