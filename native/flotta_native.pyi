@@ -8,6 +8,7 @@ node travel in one frame to that node.
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, final
 
+__all__: list[str]
 __version__: Final[str]
 
 # Kinds of `Batch.applies`.
@@ -119,7 +120,7 @@ class Batch:
 class SimDisk:
     """An in-memory file layer for simulation. What was not synced may be lost, torn or reordered at a crash."""
 
-    def __init__(self, seed: int) -> None: ...
+    def __new__(cls, seed: int) -> SimDisk: ...
     def crash(self) -> dict[str, int]:
         """Drop, tear or keep each unsynced write, by the seed. Returns counts: lost, torn, kept."""
     def reset_faults(self) -> None: ...
@@ -133,8 +134,8 @@ class SimDisk:
 
 @final
 class RaftHost:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         node_num: int,
         dir: str,
         *,
@@ -155,7 +156,7 @@ class RaftHost:
         inbox_bytes_max: int = 256 << 20,
         outbox_bytes_max: int = 256 << 20,
         snapshot_timeout_ticks: int = 600,
-    ) -> None:
+    ) -> RaftHost:
         """Open the log and recover every group in it.
 
         `applied` is each group's durable applied index in the state machine: the recovered commit index is at

@@ -228,7 +228,14 @@ impl Host {
             return Ok(());
         };
         self.failpoints.pass(points::BEFORE_REMOVE_RECORD)?;
-        self.groups.remove(&id);
+        if let Some(mut group) = self.groups.remove(&id) {
+            for read in group.reads.drop_all() {
+                self.out.drop_one(id, read, Reason::UnknownGroup, 0);
+            }
+            for request in group.pending.jumped_over(u64::MAX) {
+                self.out.event(id, "outcome_unknown", request, "the group was removed here");
+            }
+        }
         self.tombstones.entry(id).or_default().insert(replica);
         self.log.writer().remove(id, replica);
         self.log.note(live::Change::Cleared { group: id });

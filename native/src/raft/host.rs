@@ -64,6 +64,10 @@ impl Checkpoint for States<'_> {
     fn store(&self, group: u64) -> Option<&Store> {
         self.groups.get(&group).map(Group::store)
     }
+
+    fn live_bytes(&self) -> u64 {
+        self.groups.values().map(|group| group.store().bytes()).sum()
+    }
 }
 
 #[derive(Debug, Clone, Default)]

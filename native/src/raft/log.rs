@@ -30,8 +30,8 @@ use std::time::Instant;
 /// The first segment is small, each next one four times as big up to the configured size.
 const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
 const GROWTH: u64 = 4;
-/// Rewriting starts when the log has more segments than this: younger entries mostly die by themselves.
-const SEGMENTS_SPARED: usize = 4;
+/// Up to this many segments nobody minds what they hold: young entries mostly die by themselves.
+const SEGMENTS_SPARED: usize = 2;
 /// At most this part of a segment is rewritten at one rotation.
 const REWRITE_SHARE: u64 = 4;
 const WIPE_BYTES: usize = 1 << 20;
@@ -52,6 +52,8 @@ pub struct LogStats {
 pub trait Checkpoint {
     fn write(&self, writer: &mut Writer<'_>);
     fn store(&self, group: u64) -> Option<&Store>;
+    /// The bytes of all entries that are still needed.
+    fn live_bytes(&self) -> u64;
 }
 
 type Spare = JoinHandle<io::Result<(Header, Box<dyn LogFile>)>>;
@@ -68,7 +70,8 @@ pub struct Log {
     next_sequence: u64,
     /// Nothing is in the active segment yet, so the next frame needs a checkpoint.
     fresh: bool,
-    segments: BTreeSet<u64>,
+    /// Bytes written, by segment.
+    segments: BTreeMap<u64, u64>,
     live: LiveIndex,
     /// Room for a frame header, then the records of the next frame.
     buffer: Vec<u8>,
@@ -114,7 +117,7 @@ impl Log {
         let Recovered {
             groups, tombstones, node_num, incarnation, live, mut segments, next_sequence, ..
         } = found;
-        segments.insert(header.number);
+        segments.insert(header.number, offset);
         let log = Log {
             files,
             failpoints,
@@ -163,9 +166,9 @@ impl Log {
     /// Groups whose live entries keep the oldest segment from being removed, when the log has grown past what
     /// is spared: (group, last index held there).
     pub fn pinning(&self) -> Vec<(u64, u64)> {
-        match self.segments.first() {
-            Some(oldest) if self.segments.len() > SEGMENTS_SPARED / 2 => {
-                self.live.in_segment(*oldest).into_iter().map(|(group, _, last)| (group, last)).collect()
+        match self.segments.keys().next().copied() {
+            Some(oldest) if self.segments.len() > SEGMENTS_SPARED => {
+                self.live.in_segment(oldest).into_iter().map(|(group, _, last)| (group, last)).collect()
             }
             _ => Vec::new(),
         }
@@ -212,6 +215,7 @@ impl Log {
         self.stats.frames += 1;
         self.stats.bytes += self.buffer.len() as u64;
         self.offset += self.buffer.len() as u64;
+        self.segments.insert(self.header.number, self.offset);
         self.next_sequence += 1;
         self.fresh = false;
         self.buffer.truncate(frame::HEADER_BYTES);
@@ -233,7 +237,7 @@ impl Log {
         self.file = file;
         self.offset = segment::HEADER_BYTES as u64;
         self.fresh = true;
-        self.segments.insert(header.number);
+        self.segments.insert(header.number, 0);
         self.stats.rotations += 1;
         self.failpoints.pass(points::AFTER_ROTATE)
     }
@@ -250,7 +254,9 @@ impl Log {
     fn put_checkpoint_first(&mut self, source: &dyn Checkpoint) {
         let round = self.buffer.split_off(frame::HEADER_BYTES);
         source.write(&mut Writer(&mut self.buffer));
-        if self.segments.len() > SEGMENTS_SPARED {
+        let spared = SEGMENTS_SPARED as u64 * self.header.capacity;
+        // A log full of needed entries is as big as it has to be; one full of dead ones is pinned by a few.
+        if self.segments.values().sum::<u64>() > 2 * source.live_bytes() + spared {
             self.rewrite_oldest(source);
         }
         self.buffer.extend_from_slice(&round);
@@ -260,7 +266,7 @@ impl Log {
         let mut budget = (self.header.capacity / REWRITE_SHARE) as i64;
         let mut moved = Vec::new();
         let candidates: Vec<u64> =
-            self.segments.iter().copied().filter(|number| *number != self.header.number).collect();
+            self.segments.keys().copied().filter(|number| *number != self.header.number).collect();
         'segments: for oldest in candidates {
             for (group, first, last) in self.live.in_segment(oldest) {
                 let Some(store) = source.store(group) else { continue };
@@ -287,7 +293,7 @@ impl Log {
 
     fn remove_dead_segments(&mut self) -> Result<(), Fatal> {
         let keep = self.live.oldest().unwrap_or(u64::MAX).min(self.header.number);
-        while let Some(oldest) = self.segments.first().copied().filter(|oldest| *oldest < keep) {
+        while let Some(oldest) = self.segments.keys().next().copied().filter(|oldest| *oldest < keep) {
             self.failpoints.pass(points::BEFORE_SEGMENT_REMOVE)?;
             let name = segment::name(oldest);
             // Oldest first, each durably: what is left after a crash has no hole.

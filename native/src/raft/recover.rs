@@ -41,7 +41,8 @@ pub struct Recovered {
     pub node_num: Option<u32>,
     pub incarnation: u64,
     pub live: LiveIndex,
-    pub segments: BTreeSet<u64>,
+    /// Bytes in use, by segment.
+    pub segments: BTreeMap<u64, u64>,
     /// Prepared or torn segments after the active one: to be deleted.
     pub unused: Vec<u64>,
     pub active: Option<Active>,
@@ -85,7 +86,7 @@ pub fn recover(files: &dyn Files) -> Result<Recovered, OpenError> {
             torn = Some((number, scanned.end));
         }
         let dirty = if scanned.clean { scanned.end } else { scanned.length };
-        log.segments.insert(number);
+        log.segments.insert(number, scanned.end as u64);
         log.active =
             Some(Active { header: scanned.header, offset: scanned.end as u64, dirty_until: dirty as u64 });
     }

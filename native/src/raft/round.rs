@@ -146,6 +146,13 @@ impl Host {
             // The core appended the entry that leaves a joint membership, and does not send it by itself.
             group.node.raft.bcast_append();
         }
+        if group.is_leader() && !group.node.raft.promotable() {
+            // It took over inside a joint membership that it was leaving. The core would lead on without taking
+            // proposals; instead tell the others what is committed, and make room for an election among them.
+            let term = group.node.raft.term;
+            group.node.raft.bcast_append();
+            group.node.raft.become_follower(term, raft::INVALID_ID);
+        }
         self.touch(id);
         Ok(())
     }

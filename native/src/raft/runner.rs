@@ -225,7 +225,7 @@ impl Runner {
     ) -> Result<T, Fatal> {
         let (sender, receiver) = mpsc::channel();
         let task = move |host: &mut Host| {
-            let answer = run(host);
+            let answer = guarded(|| run(host));
             let fatal = answer.as_ref().err().cloned();
             // The asker may have given up; its answer is then of no use to anybody.
             let _ = sender.send(answer);
@@ -241,7 +241,8 @@ impl Runner {
         }
         loop {
             match receiver.recv_timeout(Duration::from_millis(100)) {
-                Ok(answer) => return answer,
+                // Known to every caller from here on, however long the thread takes to end.
+                Ok(answer) => return answer.inspect_err(|fatal| self.shared.fail(fatal.clone())),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     // A command that came in while the thread ended is never run.
                     if let Some(reason) = self.reason() {

@@ -245,6 +245,16 @@ impl SimDisk {
         Some(state.inodes.get(state.names.get(path)?)?.current())
     }
 
+    /// Put a file there as if it had always been.
+    pub fn put_file(&self, path: &str, content: Vec<u8>) {
+        let mut state = self.lock();
+        let id = state.next_inode;
+        state.next_inode += 1;
+        state.inodes.insert(id, Inode { durable: content, pending: Vec::new() });
+        state.names.insert(path.to_owned(), id);
+        state.durable_names.insert(path.to_owned(), id);
+    }
+
     pub fn unsynced_bytes(&self) -> u64 {
         let state = self.lock();
         state.inodes.values().flat_map(|inode| &inode.pending).map(|(_, bytes)| bytes.len() as u64).sum()
