@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import flotta_native
 from flotta_consensus.aio import GroupHost, HostOptions, MissingMachine
@@ -45,6 +47,7 @@ SPACE = "coordinator"
 TICK_MS = 50
 PROBE_MS = 1_000
 STALE_MS = 5_000
+HAND_OVER_MS = 1_000
 TRANSPORT = "flotta.raft.v1.RaftTransport"
 
 
@@ -81,6 +84,8 @@ class CoordinatorApp:
         self._forwarder = Forwarder(settings.token())
         self._tasks = Supervisor("coordinator")
         self._formed = asyncio.Event()
+        self._refused = asyncio.Event()
+        self._refusal: StartupError | None = None
         self._fresh_ms: int | None = None
         self._engine: RocksEngine | None = None
         self._host: GroupHost | None = None
@@ -137,24 +142,32 @@ class CoordinatorApp:
 
     async def formed(self) -> None:
         """Return once this member takes part in its cluster. StartupError if it may not."""
-        waiting = asyncio.ensure_future(self._formed.wait())
-        failing = asyncio.ensure_future(self._tasks.wait())
-        await asyncio.wait([waiting, failing], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        failing.cancel()
-        failure = self._tasks.failure
-        if failure is not None:
-            await self.stop()
-            raise failure.__cause__ or failure
+        await self._first(self._formed.wait(), self.wait())
 
     async def wait(self) -> None:
-        await self._tasks.wait()
+        await self._first(self._refused.wait(), self._tasks.wait())
+        if self._refusal is not None:
+            raise self._refusal
+
+    @staticmethod
+    async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+        """Wait for whichever is first, and raise what it raises."""
+        tasks = [asyncio.ensure_future(each) for each in waits]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        for task in done:
+            task.result()
 
     async def stop(self) -> None:
         """Graceful, within the configured time; safe at any point of the life and more than once."""
         if self._stopped:
             return
         self._stopped = True
+        if self._host is not None and self._role.is_leader and self._tasks.failure is None:
+            await self._hand_over(self._host)
         self._watchers.close()
         if hasattr(self, "_server"):
             await self._server.stop(self.settings.stop_timeout_ms // 2)
@@ -168,6 +181,19 @@ class CoordinatorApp:
             await asyncio.to_thread(self._close_engine, self._engine)
         if hasattr(self, "_directory"):
             self._directory.close()
+
+    async def _hand_over(self, host: GroupHost) -> None:
+        """Let the most advanced follower lead before this member goes, so that nobody waits for a timeout."""
+        status = await host.status(GROUP)
+        if status is None:
+            return
+        active = [number for number, seen in status.recent_active.items() if seen and number != status.replica]
+        if not active:
+            return
+        host.transfer_leader(GROUP, max(active, key=lambda number: status.matched.get(number, 0)))
+        give_up_ms = self._clock.monotonic_ms() + HAND_OVER_MS
+        while self._role.is_leader and self._clock.monotonic_ms() < give_up_ms:
+            await self._leadership.wait_turn(HAND_OVER_MS // 10)
 
     @staticmethod
     def _close_engine(engine: RocksEngine) -> None:
@@ -230,15 +256,21 @@ class CoordinatorApp:
         )
 
     async def _form(self) -> None:
-        """Become a member, open log and state, and start what runs around them."""
-        await formation.join(
-            self._directory, self._coordinators, self.settings.token(), new_cluster_id=lambda: uuid.uuid4().hex
-        )
+        """Become a member, or say why not."""
         try:
+            await formation.join(
+                self._directory, self._coordinators, self.settings.token(), new_cluster_id=lambda: uuid.uuid4().hex
+            )
             machine = self._open_machine(self._directory.path)
             host = self._open_host(machine)
-        except (IdentityError, MissingMachine, flotta_native.LogCorruption, OSError) as error:
-            raise StartupError(str(error)) from error
+        except (StartupError, IdentityError, MissingMachine, flotta_native.LogCorruption, OSError) as error:
+            self._refusal = StartupError(str(error))
+            self._refused.set()
+            return
+        await self._serve(host, machine)
+
+    async def _serve(self, host: GroupHost, machine: Machine) -> None:
+        """Start what runs around log and state."""
         self._host = host
         self._group.attach(host)
         self.store.attach(machine.view)

@@ -160,6 +160,7 @@ async def test_a_coordinator_that_lost_its_directory_may_not_come_back(three: Co
     app = await launch(three.settings(lost))
     with pytest.raises(StartupError, match="a coordinator that lost its directory cannot come back"):
         await app.formed()
+    await app.stop()
     assert (await client.register("node-2", "node-2:8001")).success
 
 
