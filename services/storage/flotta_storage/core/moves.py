@@ -39,7 +39,9 @@ class LeaderView:
             return True
         if replica in self.snapshots or not self.active.get(replica, False):
             return False
-        return self.matched.get(replica, 0) + entries >= self.last_index
+        matched = self.matched.get(replica, 0)
+        # A replica that has acknowledged nothing may be blank, however short the log: a blank one casts no vote.
+        return matched > 0 and matched + entries >= self.last_index
 
 
 @dataclass(frozen=True, slots=True)
