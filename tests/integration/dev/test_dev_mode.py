@@ -1,0 +1,164 @@
+"""`flotta dev` as a person uses it: real processes, the command line, kill -9, a second start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flotta import AsyncClient
+
+FLOTTA = [sys.executable, "-m", "flotta.cli"]
+
+
+class Dev:
+    """One run of `flotta dev`, and the command line beside it."""
+
+    def __init__(self, data: Path, *flags: str) -> None:
+        self.data = data
+        self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("FLOTTA_", "KVDB_"))}
+        self.environ["FLOTTA_DATA"] = str(data)
+        self.process = subprocess.Popen(
+            [*FLOTTA, "dev", "--gateway-port", "0", "--admin-port", "0", *flags],
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def announced(self) -> str:
+        """What it said when it was ready; empty if it ended before that."""
+        assert self.process.stdout is not None
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line.decode())
+            if line.startswith(b"Stop it"):
+                break
+        return "".join(lines)
+
+    def endpoints(self) -> dict[str, str]:
+        content: dict[str, str] = json.loads((self.data / "endpoints.json").read_text())
+        return content
+
+    def cli(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([*FLOTTA, *arguments], env=self.environ, input=stdin, capture_output=True, timeout=30)
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+
+@contextmanager
+def dev(data: Path, *flags: str) -> Iterator[Dev]:
+    run = Dev(data, *flags)
+    try:
+        yield run
+    finally:
+        run.process.kill()
+        run.process.communicate()
+
+
+def admin(run: Dev, path: str, key: str | None) -> tuple[int, Any]:
+    headers = {} if key is None else {"X-Admin-Api-Key": key}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(run.endpoints()["admin"] + path, headers=headers)) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code, None
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+async def test_data_is_kept_between_runs_however_they_end(tmp_path: Path, end: signal.Signals) -> None:
+    rows = {b"plain": b"v", b"with space": b"a\nb\0\xff", b"empty": b"", b"\xff\0": b"x" * 100_000}
+    with dev(tmp_path / "data", "--shards", "3") as run:
+        assert "3 shards" in run.announced()
+        async with AsyncClient(run.endpoints()["gateway"]) as client:
+            versions = {key: await client.put(key, value) for key, value in rows.items()}
+            assert await client.delete(b"empty") is not None
+        assert run.end(end) == (0 if end is not signal.SIGKILL else -9)
+    with dev(tmp_path / "data", "--shards", "5") as run:
+        assert "3 shards" in run.announced()
+        async with AsyncClient(run.endpoints()["gateway"]) as client:
+            assert await client.get(b"empty") is None
+            for key in rows.keys() - {b"empty"}:
+                entry = await client.get(key)
+                assert entry is not None
+                assert (entry.value, entry.version) == (rows[key], versions[key])
+            assert await client.put(b"plain", b"next", if_version=versions[b"plain"]) > versions[b"plain"]
+
+
+def test_the_command_line_beside_it(tmp_path: Path) -> None:
+    with dev(tmp_path) as run:
+        run.announced()
+        assert run.cli("put", "bytes", "--file", "-", stdin=b"a\nb\0\xff").returncode == 0
+        assert run.cli("get", "bytes", "--raw").stdout == b"a\nb\0\xff"
+        assert run.cli("put", "bytes", "other", "--if-absent").returncode == 3
+        assert run.cli("del", "bytes").returncode == 0
+        assert run.cli("get", "bytes").returncode == 1
+
+
+def test_status_secrets_and_the_admin_api(tmp_path: Path) -> None:
+    with dev(tmp_path, "--shards", "2") as run:
+        said = run.announced()
+        endpoints = run.endpoints()
+        assert endpoints["gateway"] in said
+        assert endpoints["admin"] in said
+        for name in ("internal-grpc-token", "admin-api-key"):
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+        status = run.cli("status", "--json")
+        assert status.returncode == 0, status.stderr
+        overview = json.loads(status.stdout)
+        assert overview["healthy"] is True
+        assert [shard["leader"] for shard in overview["shards"]] == ["node-1", "node-1"]
+        assert b"shard-1" in run.cli("status").stdout
+        key = (tmp_path / "admin-api-key").read_text().strip()
+        assert admin(run, "/admin/nodes", None)[0] == 401
+        code, nodes = admin(run, "/admin/nodes", key)
+        assert (code, [node["status"] for node in nodes]) == (200, ["ALIVE"])
+        for address in (endpoints["gateway"], endpoints["coordinators"]):
+            assert address.startswith("127.0.0.1:")
+
+
+def test_a_second_process_on_the_same_data_ends_with_one_sentence(tmp_path: Path) -> None:
+    with dev(tmp_path) as run:
+        run.announced()
+        with dev(tmp_path) as second:
+            assert second.announced() == ""
+            assert second.process.wait(timeout=30) == 1
+            assert second.process.stderr is not None
+            assert b"in use by another process" in second.process.stderr.read()
+        assert run.cli("put", "still", "works").returncode == 0
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with dev(tmp_path, "--gateway-port", str(port)) as run:
+            assert run.announced() == ""
+            assert run.process.wait(timeout=30) == 1
+            assert run.process.stderr is not None
+            assert f"cannot listen on 127.0.0.1:{port}".encode() in run.process.stderr.read()
+
+
+def test_a_secret_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "admin-api-key").write_text("known-to-all\n")
+    (tmp_path / "admin-api-key").chmod(0o644)
+    with dev(tmp_path) as run:
+        assert run.announced() == ""
+        assert run.process.wait(timeout=30) == 1
+        assert run.process.stderr is not None
+        assert b"chmod 600" in run.process.stderr.read()
+    assert not (tmp_path / "coordinator-1").exists()
