@@ -88,11 +88,14 @@ pub fn guarded<T>(run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Fatal> {
     })
 }
 
+/// The running thread, and how it gives the host back when it ended in order.
+type Thread = (JoinHandle<()>, mpsc::Receiver<Option<Host>>);
+
 pub struct Runner {
     shared: Arc<Shared>,
     /// Here before `start` and after `stop`.
     host: Mutex<Option<Host>>,
-    thread: Mutex<Option<(JoinHandle<()>, mpsc::Receiver<Option<Host>>)>>,
+    thread: Mutex<Option<Thread>>,
     tick: Duration,
 }
 

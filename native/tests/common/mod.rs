@@ -10,6 +10,8 @@ use flotta_native::raft::options::Options;
 use flotta_native::raft::out::{Applied, Dropped, Event, Payload, SnapshotMessage};
 use flotta_native::raft::runner::guarded;
 use flotta_native::raft::simdisk::SimDisk;
+use flotta_native::raft::wire::Outbound;
+use raft::eraftpb::{Message, MessageType};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -251,4 +253,26 @@ impl Cluster {
             })
             .collect()
     }
+}
+
+pub fn trio() -> (Cluster, u32) {
+    let mut cluster = Cluster::new(3, &[1, 2, 3], |_| ());
+    let leader = cluster.elect();
+    cluster.settle();
+    (cluster, leader)
+}
+
+pub fn others(leader: u32) -> [u32; 2] {
+    let mut others = (1..=3).filter(|node| *node != leader);
+    [others.next().unwrap(), others.next().unwrap()]
+}
+
+pub fn message(kind: MessageType, from: u64, to: u64, term: u64) -> Message {
+    let mut message = Message { from, to, term, ..Default::default() };
+    message.set_msg_type(kind);
+    message
+}
+
+pub fn frame(from: u32, message: &Message) -> bytes::Bytes {
+    Outbound::single(from, GROUP, message).into()
 }
