@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 no such key (status: something is wrong), 2 wrong use, 3 a
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
 
@@ -32,15 +33,14 @@ def _root(
     """A sharded, strongly consistent key/value system."""
 
 
-def _unusable(entry: EntryPoint, reason: ImportError) -> typer.Typer:
+def _unusable(entry: EntryPoint, reason: ImportError) -> Callable[[], None]:
     """Stands in for a command whose package is not installed, and says so when it is used."""
-    app = typer.Typer()
 
-    @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def command() -> None:
         fail(f"`flotta {entry.name}` cannot start: {reason}", Exit.USAGE, "pip install 'flotta[server]'")
 
-    return app
+    command.__doc__ = "Needs the server parts: pip install 'flotta[server]'."
+    return command
 
 
 def build() -> typer.Typer:
@@ -55,9 +55,10 @@ def build() -> typer.Typer:
         try:
             command = entry.load()
         except ImportError as error:
-            app.add_typer(_unusable(entry, error), name=entry.name, help="Needs the server parts of Flotta.")
-            continue
-        app.command(entry.name)(command)
+            anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+            app.command(entry.name, context_settings=anything)(_unusable(entry, error))
+        else:
+            app.command(entry.name)(command)
     return app
 
 

@@ -1,0 +1,113 @@
+"""A gateway that answers what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from flotta_proto.kvdb import gateway_pb2 as gw
+from flotta_proto.kvdb import gateway_pb2_grpc
+
+Said = gw.Status | grpc.StatusCode | str | None
+"""A status to answer, a gRPC code to abort with, "hang", or None for what a real gateway would do."""
+
+_RESPONSES: dict[type[Any], type[Any]] = {
+    gw.GetRequest: gw.GetResponse,
+    gw.PutRequest: gw.PutResponse,
+    gw.DeleteRequest: gw.DeleteResponse,
+}
+
+
+class FakeGateway(gateway_pb2_grpc.KvGatewayServicer):
+    """Keeps rows in memory, with deduplication; `script` is consumed one entry per request before it does."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, gw.KeyValue] = {}
+        self.outcomes: dict[str, Any] = {}
+        self.version = 0
+        self.script: list[Said] = []
+        self.seen: list[Any] = []
+        self.address = ""
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, port: int = 0) -> FakeGateway:
+        self._server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 17 << 20)]
+        )
+        gateway_pb2_grpc.add_KvGatewayServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+        await self._server.start()
+        return self
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    async def kill(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    async def Get(self, request: gw.GetRequest, context: Any) -> Any:
+        return await self._handle(request, context, self._get)
+
+    async def Put(self, request: gw.PutRequest, context: Any) -> Any:
+        return await self._handle(request, context, self._put)
+
+    async def Delete(self, request: gw.DeleteRequest, context: Any) -> Any:
+        return await self._handle(request, context, self._delete)
+
+    async def _handle(self, request: Any, context: Any, carry_out: Callable[[Any], Any]) -> Any:
+        self.seen.append(request)
+        said = self.script.pop(0) if self.script else None
+        if isinstance(said, gw.Status):
+            return _RESPONSES[type(request)](status=said)
+        if said == "hang":
+            await asyncio.sleep(3600)
+        request_id = request.ctx.request_id
+        dedup = not isinstance(request, gw.GetRequest) and request.options.require_idempotency
+        if dedup and request_id in self.outcomes:
+            response = self.outcomes[request_id]
+        else:
+            response = carry_out(request)
+            if dedup:
+                self.outcomes[request_id] = response
+        if isinstance(said, grpc.StatusCode):
+            await context.abort(said, "as the test wants it")
+        return response
+
+    def _get(self, request: gw.GetRequest) -> gw.GetResponse:
+        row = self.rows.get(request.key)
+        if row is None:
+            return gw.GetResponse(status=gw.Status(code=gw.Status.NOT_FOUND, message="no such key"))
+        answer = gw.GetResponse(status=gw.Status(code=gw.Status.OK, shard_id="shard-0"), kv=row)
+        if request.head_only:
+            answer.kv.value = b""
+        return answer
+
+    def _put(self, request: gw.PutRequest) -> gw.PutResponse:
+        row = self.rows.get(request.key)
+        if request.options.if_not_exists and row is not None:
+            return gw.PutResponse(status=gw.Status(code=gw.Status.ALREADY_EXISTS, message="the key exists"))
+        wanted = request.options.if_version_equals
+        if wanted and (row is None or row.version != wanted):
+            return gw.PutResponse(status=gw.Status(code=gw.Status.VERSION_MISMATCH, message="another version"))
+        self.version += 1
+        self.rows[request.key] = gw.KeyValue(
+            key=request.key,
+            value=request.value,
+            version=self.version,
+            create_time_ms=1000,
+            update_time_ms=1000 + self.version,
+            expire_time_ms=5000 if request.options.ttl_ms else 0,
+        )
+        return gw.PutResponse(status=gw.Status(code=gw.Status.OK, shard_id="shard-0"), version=self.version)
+
+    def _delete(self, request: gw.DeleteRequest) -> gw.DeleteResponse:
+        if self.rows.pop(request.key, None) is None:
+            return gw.DeleteResponse(status=gw.Status(code=gw.Status.NOT_FOUND, message="no such key"))
+        self.version += 1
+        return gw.DeleteResponse(status=gw.Status(code=gw.Status.OK), version=self.version)
