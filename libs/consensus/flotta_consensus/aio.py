@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +28,7 @@ from flotta_consensus.api import (
 from flotta_consensus.core.effects import Effects, HostEvent
 from flotta_consensus.core.host import MembershipChange
 from flotta_consensus.core.waiters import ProposeManyDone
-from flotta_consensus.jobs import Job, Jobs
+from flotta_consensus.jobs import Job, Jobs, Threads
 from flotta_consensus.opening import HostOptions, MissingMachine, Opened, open_replicas
 from flotta_consensus.transport import Transport
 
@@ -52,7 +51,7 @@ class GroupHost:
         self._incoming_dir = opened.files.incoming_dir
         self._transport = transport
         self._options = options
-        self._threads = ThreadPoolExecutor(options.worker_threads, thread_name_prefix="flotta-files")
+        self._threads = Threads()
         self._jobs = Jobs(opened, transport, self._threads, failpoints, self._report)
         self._role_callbacks: list[Callable[[RoleChange], None]] = []
         self._event_callbacks: list[Callable[[HostEvent], None]] = []
@@ -250,7 +249,7 @@ class GroupHost:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _stop_threads(self) -> None:
-        self._threads.shutdown(wait=True)
+        self._threads.shutdown()
         self._host.stop()
 
     def _end(self, reason: str) -> None:

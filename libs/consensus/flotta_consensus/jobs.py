@@ -23,6 +23,19 @@ T = TypeVar("T")
 Job = Coroutine[Any, Any, None]
 
 
+class Threads:
+    """Worker threads: a big snapshot must never keep a flush waiting."""
+
+    def __init__(self) -> None:
+        self.short = ThreadPoolExecutor(2, thread_name_prefix="flotta-short")
+        self.bulk = ThreadPoolExecutor(2, thread_name_prefix="flotta-bulk")
+
+    def shutdown(self) -> None:
+        """Blocks until what runs has ended; what only waits is dropped."""
+        self.short.shutdown(wait=True, cancel_futures=True)
+        self.bulk.shutdown(wait=True, cancel_futures=True)
+
+
 class Jobs:
     """Runs effects. `report` takes what an operator should know of."""
 
@@ -30,7 +43,7 @@ class Jobs:
         self,
         opened: Opened,
         transport: Transport,
-        threads: ThreadPoolExecutor,
+        threads: Threads,
         failpoints: Failpoints,
         report: Callable[[HostEvent], None],
     ) -> None:
@@ -57,7 +70,10 @@ class Jobs:
         return await self._in_thread(self._host.status, groups)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._threads.short, function, *arguments)
+
+    async def _in_bulk(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads.bulk, function, *arguments)
 
     async def _flush(self, flush: Flush) -> None:
         def work() -> int:
@@ -77,7 +93,7 @@ class Jobs:
 
     async def _build(self, build: BuildSnapshot) -> None:
         try:
-            manifest = await self._in_thread(self._files.build, build.group, build.source)
+            manifest = await self._in_bulk(self._files.build, build.group, build.source)
         except OSError as error:  # a full disk: nothing is lost, the host asks again
             self._driver.snapshot_build_failed(build.group)
             self._report(HostEvent(build.group, "snapshot_build_failed", build.index, str(error)))
@@ -91,7 +107,7 @@ class Jobs:
     async def _install(self, install: InstallSnapshot) -> None:
         self._failpoints.reach("consensus.before_install")
         sink = install.machine.restore()
-        await self._in_thread(self._files.feed, install.manifest, sink)
+        await self._in_bulk(self._files.feed, install.manifest, sink)
         self._failpoints.reach("consensus.before_install_commit")
         self._driver.install(install.group, sink)
         self._failpoints.reach("consensus.after_install_commit")

@@ -36,7 +36,6 @@ class HostOptions:
     entry_bytes_max: int = 32 << 20
     snapshot_timeout_ticks: int = 600
     timer_ms: int = 25  # how late a deadline may be noticed
-    worker_threads: int = 3
     limits: DriverLimits = field(default_factory=DriverLimits)
 
 

@@ -267,3 +267,11 @@ def test_outcomes_after_an_install_are_committed_again() -> None:
     bench.commit((bench.proposed_ids()[-1], b"new"), term=4)
     bench.driver.turn(2)
     assert bench.outcomes == [Committed(11, 4, (11, b"new"))]
+
+
+def test_many_groups_share_the_memory_for_logs() -> None:
+    policy = LogPolicy(bytes_max=16 << 20, kept_bytes_max=64 << 20, process_bytes_max=256 << 20)
+    assert policy.shared_by(0) == policy.shared_by(1) == policy.shared_by(4) == policy
+    assert (policy.shared_by(8).bytes_max, policy.shared_by(8).kept_bytes_max) == (16 << 20, 32 << 20)
+    assert (policy.shared_by(64).bytes_max, policy.shared_by(64).kept_bytes_max) == (4 << 20, 4 << 20)
+    assert policy.shared_by(10_000).bytes_max == 1 << 20

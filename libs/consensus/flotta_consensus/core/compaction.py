@@ -8,17 +8,27 @@ kept for followers that are alive and behind, and for snapshots on their way, as
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+_SHARE_BYTES_MIN = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class LogPolicy:
-    """Bounds for one group's log."""
+    """Bounds for one group's log. The host keeps live entries in memory, so these are bounds on memory too."""
 
-    bytes_max: int = 32 << 20  # more than this since the last compaction: compact
+    bytes_max: int = 16 << 20  # more than this since the last compaction: compact
     entries_max: int = 50_000
     reserve_entries: int = 5_000  # tail kept anyway, so that a short absence needs no snapshot
-    kept_bytes_max: int = 256 << 20  # beyond this nothing is kept for slow followers
+    kept_bytes_max: int = 64 << 20  # beyond this nothing is kept for slow followers
+    process_bytes_max: int = 256 << 20  # of all groups together: many groups get smaller logs
+
+    def shared_by(self, groups: int) -> LogPolicy:
+        """What one of so many groups may use."""
+        share = max(self.process_bytes_max // max(groups, 1), _SHARE_BYTES_MIN)
+        if share >= self.kept_bytes_max:
+            return self
+        return replace(self, bytes_max=min(self.bytes_max, share), kept_bytes_max=share)
 
 
 @dataclass(frozen=True, slots=True)

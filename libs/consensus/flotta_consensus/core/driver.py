@@ -277,10 +277,11 @@ class Driver:
         for number in groups:
             if number in self._groups:
                 self._groups[number].checking = False
+        policy = self._limits.log.shared_by(len(self._groups))
         for status in statuses:
             group = self._groups.get(status.group)
             if group is not None and group.phase is Phase.OPEN:
-                check_log(group, status, self._host, self._limits.log, self._failpoints, self._effects)
+                check_log(group, status, self._host, policy, self._failpoints, self._effects)
 
     def snapshot_built(self, group: int, manifest: Manifest) -> None:
         """A `BuildSnapshot` is on disk, durably."""
@@ -391,8 +392,9 @@ class Driver:
         self._reads_waiting -= group.reads.applied(group.machine.applied_index())
 
     def _plan(self) -> None:
+        policy = self._limits.log.shared_by(len(self._groups))
         for group in list(self._groups.values()):
-            if plan(group, self._host, self._limits.log, self._failpoints, self._effects):
+            if plan(group, self._host, policy, self._failpoints, self._effects):
                 self._destroy(group)
 
     def _destroy(self, group: Group) -> None:
