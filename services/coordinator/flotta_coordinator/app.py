@@ -48,6 +48,7 @@ TICK_MS = 50
 PROBE_MS = 1_000
 STALE_MS = 5_000
 HAND_OVER_MS = 1_000
+GRACE_MS_MAX = 500
 TRANSPORT = "flotta.raft.v1.RaftTransport"
 
 
@@ -170,7 +171,8 @@ class CoordinatorApp:
             await self._hand_over(self._host)
         self._watchers.close()
         if hasattr(self, "_server"):
-            await self._server.stop(self.settings.stop_timeout_ms // 2)
+            # The other members' Raft streams never end by themselves, so the grace is always used up.
+            await self._server.stop(min(GRACE_MS_MAX, self.settings.stop_timeout_ms // 2))
         if self._http is not None:
             await self._http.stop()
         if self._host is not None:
