@@ -126,7 +126,9 @@ class FakeNode(sp_grpc.ShardsServicer):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def Execute(self, request_iterator: AsyncIterator[sp.OperationFrame], context: Any) -> None:
+    async def Execute(  # type: ignore[override]  # writes to the context instead of yielding
+        self, request_iterator: AsyncIterator[sp.OperationFrame], context: Any
+    ) -> None:
         self.tokens.append(dict(context.invocation_metadata()).get("x-kvdb-internal-token"))
         if self.tokens[-1] != self.token:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "Missing or invalid internal gRPC token")
@@ -222,7 +224,9 @@ class FakeCoordinator(cp_grpc.CoordinatorServicer):
             return cp.GetShardMapResponse(not_modified=True)
         return cp.GetShardMapResponse(state=self.state)
 
-    async def WatchShardMap(self, request: cp.WatchShardMapRequest, context: Any) -> None:
+    async def WatchShardMap(  # type: ignore[override]  # writes to the context instead of yielding
+        self, request: cp.WatchShardMapRequest, context: Any
+    ) -> None:
         await self._misbehave(context)
         if not self.watchable:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no watches here")
@@ -270,7 +274,8 @@ class FakeCluster:
 
     async def start(self, nodes: int = 3, shards: int = 4, coordinators: int = 1) -> FakeCluster:
         for _ in range(nodes):
-            self.nodes.append(await FakeNode(self.shards).start())
+            node = FakeNode(self.shards)  # type: ignore[abstract]  # the rest is not called
+            self.nodes.append(await node.start())
         for number, node in enumerate(self.nodes, 1):
             self.state.nodes[f"node-{number}"].CopyFrom(
                 cp.NodeRecord(node_id=f"node-{number}", address=node.address, status=cp.ALIVE)
@@ -293,7 +298,8 @@ class FakeCluster:
         self.state.partitioning.replication_factor = nodes
         self.state.map_version = 5
         for _ in range(coordinators):
-            self.coordinators.append(await FakeCoordinator(self.state).start())
+            coordinator = FakeCoordinator(self.state)  # type: ignore[abstract]  # the rest is not called
+            self.coordinators.append(await coordinator.start())
         return self
 
     @property
