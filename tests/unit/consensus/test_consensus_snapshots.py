@@ -86,6 +86,19 @@ def test_sent_snapshots_are_reported() -> None:
     assert bench.host.called("report_snapshot") == [(bench.group, 30, False)]
 
 
+def test_a_snapshot_whose_file_is_gone_is_built_anew() -> None:
+    bench = Bench()
+    offer = SendSnapshot(3, bench.group, 30, 10, 1, 1, manifest(bench.group, 1).encode(), b"message")
+    for lost, built_again in ((False, 0), (True, 1)):
+        bench.host.batch.snapshots_wanted.append((bench.group, 1, 30))
+        if not lost:
+            bench.driver.turn(0)
+            bench.driver.snapshot_built(bench.group, manifest(bench.group, 1))
+        bench.driver.snapshot_sent(offer, False, file_lost=lost)
+        bench.host.batch.snapshots_wanted.append((bench.group, 1, 30))
+        assert len(bench.driver.turn(1).builds) == built_again
+
+
 def test_an_install_holds_back_what_comes_after_it() -> None:
     bench = Bench()
     bench.propose(b"mine")

@@ -69,6 +69,7 @@ class Driver:
         self._waiters = Waiters(self._limits.waiters_max)
         self._applier = Applier(codes, self._waiters, self._failpoints, self._limits.apply_entries_max)
         self._reading: dict[int, Group] = {}  # groups with barriers
+        self._touched: dict[int, Group] = {}  # groups to which something happened that may let work begin
         self._reads_waiting = 0
         self._queue: list[tuple[int, int, bytes]] = []
         self._effects = Effects()
@@ -162,7 +163,7 @@ class Driver:
         self._must_be_free(group)
         if group not in self._host.groups():
             raise ValueError(f"group {group} is not in the log")
-        opened = self._new_group(group, machine, Phase.OPEN)
+        opened = self._touch(self._new_group(group, machine, Phase.OPEN))
         pending = self._host.pending_install(group)
         if pending is not None and pending[0] > machine.applied_index():
             index, term, membership, manifest = pending
@@ -172,7 +173,7 @@ class Driver:
     def remove_group(self, group: int, done: Callable[[], None]) -> None:
         """Forget a replica for good: tombstoned durably, then its state destroyed, then `done`. What waits on it
         is answered now."""
-        removing = self._open(group)
+        removing = self._touch(self._open(group))
         removing.phase = Phase.REMOVING
         removing.removed_done = done
         self._waiters.fail_group(group, Unknown("the replica was removed"))
@@ -265,7 +266,7 @@ class Driver:
 
     def flushed(self, group: int, index: int) -> None:
         """A `Flush` is done, and covers `index`."""
-        flushed = self._groups[group]
+        flushed = self._touch(self._groups[group])
         if flushed.machine.durable_index() < index:
             raise InvariantError(f"group {group}: flushed to {index}, durable is {flushed.machine.durable_index()}")
         flushed.flushing = False
@@ -276,7 +277,7 @@ class Driver:
         may be missing from the statuses."""
         for number in groups:
             if number in self._groups:
-                self._groups[number].checking = False
+                self._touch(self._groups[number]).checking = False
         policy = self._limits.log.shared_by(len(self._groups))
         for status in statuses:
             group = self._groups.get(status.group)
@@ -285,7 +286,7 @@ class Driver:
 
     def snapshot_built(self, group: int, manifest: Manifest) -> None:
         """A `BuildSnapshot` is on disk, durably."""
-        built = self._groups[group]
+        built = self._touch(self._groups[group])
         wanted = built.build is not None and built.build.wanted and built.phase is not Phase.REMOVING
         built.build = None
         if not wanted:
@@ -297,16 +298,19 @@ class Driver:
 
     def snapshot_build_failed(self, group: int) -> None:
         """The host asks again; until then nothing is there."""
-        self._groups[group].build = None
+        self._touch(self._groups[group]).build = None
 
-    def snapshot_sent(self, offer: SendSnapshot, ok: bool) -> None:
-        if offer.group in self._groups:
+    def snapshot_sent(self, offer: SendSnapshot, ok: bool, *, file_lost: bool = False) -> None:
+        """`file_lost`: there was nothing to send, so the next attempt needs a new file."""
+        found = self._groups.get(offer.group)
+        if found is not None:
+            found.built = None if file_lost else found.built
             self._host.report_snapshot(offer.group, offer.to_replica, ok)
 
     def install(self, group: int, sink: SnapshotSink) -> None:
         """An `InstallSnapshot` has written everything to the sink: switch the state, durably, and go on with what
         the log delivered meanwhile. When this returns the file may go."""
-        installing = self._groups[group]
+        installing = self._touch(self._groups[group])
         install = installing.install
         if install is None or not installing.install_handed_out:
             raise InvariantError(f"group {group}: no snapshot is being installed")
@@ -354,11 +358,11 @@ class Driver:
         for number, minimum, _ in batch.snapshots_wanted:
             found = self._groups.get(number)
             if found is not None:
-                found.snapshot_minimum = max(minimum, found.snapshot_minimum or 0)
+                self._touch(found).snapshot_minimum = max(minimum, found.snapshot_minimum or 0)
         for number, index in batch.compactions_wanted:
             found = self._groups.get(number)
             if found is not None:
-                found.pinned = max(found.pinned, index)
+                self._touch(found).pinned = max(found.pinned, index)
                 found.check_due = True
         for offer in batch.snapshot_messages:
             self._failpoints.reach("consensus.before_snapshot_send")
@@ -366,6 +370,8 @@ class Driver:
 
     def _take_event(self, number: int, name: str, value: int, text: str) -> None:
         group = self._groups.get(number)
+        if group is not None:
+            self._touch(group)
         if name == "created" and group is not None and group.phase is Phase.CREATING:
             group.phase = Phase.OPEN
         if name == "created" and group is not None and group.created_done is not None:
@@ -386,16 +392,24 @@ class Driver:
             self._reads_waiting -= group.reads.dropped(request_id, rejected, self._now_ms)
 
     def _apply(self, group: Group, items: Sequence[HostApply]) -> None:
+        self._touch(group)
         if self._applier.apply(group, items):
             # The snapshot stands for entries that this host may have proposed: nobody here can say which.
             self._waiters.fail_group(group.number, Unknown("a snapshot was installed over the proposal"))
         self._reads_waiting -= group.reads.applied(group.machine.applied_index())
 
     def _plan(self) -> None:
+        if not self._touched:
+            return
+        touched, self._touched = self._touched, {}
         policy = self._limits.log.shared_by(len(self._groups))
-        for group in list(self._groups.values()):
+        for group in touched.values():
             if plan(group, self._host, policy, self._failpoints, self._effects):
                 self._destroy(group)
+
+    def _touch(self, group: Group) -> Group:
+        self._touched[group.number] = group
+        return group
 
     def _destroy(self, group: Group) -> None:
         self._failpoints.reach("consensus.before_destroy")
