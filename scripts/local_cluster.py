@@ -159,6 +159,20 @@ def running_pid(layout: Layout, name: str) -> int | None:
     return int(pid_text) if start_time(int(pid_text)) == born else None
 
 
+def write_durably(path: Path, text: str, mode: int = 0o644) -> None:
+    """All of the text or the file as it was, whatever fails: a power cut must not leave an empty file behind."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------
 
 
@@ -169,9 +183,7 @@ def secret(layout: Layout, variable: str, file_name: str) -> str:
     path = layout.data / file_name
     if not path.exists():
         layout.data.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(24) + "\n")
+        write_durably(path, secrets.token_hex(24) + "\n", mode=0o600)
     return path.read_text().strip()
 
 
@@ -220,7 +232,7 @@ def spawn(layout: Layout, member: Member, variables: dict[str, str]) -> int:
             start_new_session=True,
         )
     born = start_time(process.pid)
-    pid_file(layout, member).write_text(f"{process.pid} {born}\n")
+    write_durably(pid_file(layout, member), f"{process.pid} {born}\n")
     print(f"  {member.name:<15} started, pid {process.pid}, port {member.port}")
     return process.pid
 
