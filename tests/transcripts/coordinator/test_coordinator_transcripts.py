@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from coordinator_script import Script, parse
 
-FILES = sorted((Path(__file__).parent / "data").glob("*.txt"))
+FILES = sorted((Path(__file__).parent / "cases").glob("*.txt"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
