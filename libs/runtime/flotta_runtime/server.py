@@ -7,7 +7,7 @@ on every port. A second server on a port fails loudly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from flotta_runtime import fatal
-from flotta_runtime.auth import TokenCheck
+from flotta_runtime.auth import TokenCheck, token_metadata
 from flotta_runtime.errors import StartupError
 from flotta_runtime.handlers import CallMetrics, HandlerWrapper
 from flotta_runtime.metrics import Metrics
@@ -76,8 +76,6 @@ class Channel:
     __slots__ = ("address", "grpc", "metadata")
 
     def __init__(self, address: str, token: str | None, message_bytes_max: int) -> None:
-        from flotta_runtime.auth import token_metadata
-
         self.address = address
         self.metadata = token_metadata(token)
         self.grpc = grpc.aio.insecure_channel(address, options=channel_options(message_bytes_max))
@@ -111,8 +109,11 @@ class GrpcServer:
         self.services = tuple(name for _, _, name in services)
         wrapper = HandlerWrapper(TokenCheck(token), CallMetrics(metrics) if metrics is not None else None, on_fatal)
         self._server = grpc.aio.server(options=server_options(message_bytes_max), maximum_concurrent_rpcs=calls_max)
-        for add, servicer, _ in services:
-            add(servicer, _Wrapping(self._server, wrapper))
+        wrapping = _Wrapping(self._server, wrapper)
+        for add, servicer, name in services:
+            add(servicer, wrapping)
+            if name not in wrapping.added:
+                raise ValueError(f"the function given for {name} added {sorted(wrapping.added)}: use generated code's")
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_reflection((*self.services, HEALTH_SERVICE, *REFLECTION_SERVICES))
@@ -166,16 +167,18 @@ class _Wrapping:
     def __init__(self, server: grpc.aio.Server, wrapper: HandlerWrapper) -> None:
         self._server = server
         self._wrapper = wrapper
+        self.added: set[str] = set()
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Generated code calls this and the next; the second carries the same methods by name, so this one is enough
-        to ignore: a handler in both places would be served from the unwrapped one."""
+        """Nothing: generated code also calls the next method with the same handlers by name, and a handler added
+        here would be served without what stands around it. `GrpcServer` checks that the next one was called."""
 
     def add_registered_method_handlers(
-        self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         wrapped = {name: self._wrapper.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, wrapped)])
+        self.added.add(service)
 
 
 def build_server(

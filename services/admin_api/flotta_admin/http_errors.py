@@ -23,6 +23,12 @@ _REJECTIONS: dict[str, type[FlottaError]] = {
 _NAMES = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE"}
 
 
+class NotReadyYet(PreconditionFailed):
+    """As 409: the one refusal, besides success, that KvDB's scripts expect of a shard-init."""
+
+    http_status = 409
+
+
 def check_accepted(reply: Any) -> None:
     """Raise what a refused mutation means. A coordinator that gives no reason code (KvDB's) refused a conflict."""
     if reply.success:

@@ -129,7 +129,8 @@ async def test_registering_again_moves_a_node_and_what_was_read_can_be_sent_back
 async def test_shard_init_once_again_and_differently(web: httpx.AsyncClient, cluster: Cluster) -> None:
     numbers = {"num_shards": 8, "replication_factor": 2}
     early = await web.post("/admin/config/shard-init", json=numbers)
-    assert early.status_code == 412
+    assert early.status_code == 409
+    assert (early.json()["error"], early.json()["code"]) == ("PRECONDITION_FAILED", "409")
     assert early.json()["message"] == "no node is registered yet"
     await add_nodes(web)
     assert (await web.post("/admin/config/shard-init", json={})).json() == {"success": True, **numbers}

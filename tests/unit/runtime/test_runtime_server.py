@@ -252,6 +252,12 @@ async def test_stop_lets_a_running_stream_end_and_then_cuts_it(running: Running)
         await stream.read()
 
 
+async def test_a_service_under_a_wrong_name_is_refused_at_start() -> None:
+    add = kvstore_pb2_grpc.add_KVServiceServicer_to_server
+    with pytest.raises(ValueError, match=r"kvdb\.kvstore\.KvService added"):
+        build_server([(add, KvStore(), "kvdb.kvstore.KvService")], listen="127.0.0.1:0", token="t")
+
+
 def test_an_empty_token_is_refused() -> None:
     with pytest.raises(ValueError, match="must not be empty"):
         build_server([], listen="127.0.0.1:0", token=" ")

@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from flotta_proto.flotta import cluster_pb2
 from flotta_proto.kvdb import coordinator_pb2
+from flotta_runtime.errors import PreconditionFailed
 
 from flotta_admin.core import convert, models
-from flotta_admin.http_errors import check_accepted
+from flotta_admin.http_errors import NotReadyYet, check_accepted
 from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, Context
 
 DECISIONS_MAX = 1_000
@@ -39,16 +40,20 @@ def router(context: Context) -> APIRouter:
         """Shard count and replication factor; zeros before shard-init."""
         return convert.config(await context.coordinators.state())
 
-    @routes.post("/config/shard-init", tags=["config"], responses={**BAD_REQUEST, **CONFLICT})
+    @routes.post("/config/shard-init", tags=["config"], responses={**BAD_REQUEST, 409: CONFLICT[409]})
     async def shard_init(wanted: models.ShardInitRequest) -> models.ShardInitAnswer:
-        """Create the shards on the registered nodes, once. The same numbers again change nothing; others are a 409."""
+        """Create the shards on the registered nodes, once. The same numbers again change nothing; others, or nodes that
+        cannot take replicas yet, are a 409."""
         reply = await context.coordinators.write(
             "InitShards",
             coordinator_pb2.InitShardsRequest(
                 num_shards=wanted.num_shards, replication_factor=wanted.replication_factor
             ),
         )
-        check_accepted(reply)
+        try:
+            check_accepted(reply)
+        except PreconditionFailed as error:
+            raise NotReadyYet(error.message) from error
         return models.ShardInitAnswer(
             success=True, num_shards=wanted.num_shards, replication_factor=wanted.replication_factor
         )
