@@ -13,19 +13,21 @@ from typing import Any, Final
 
 import grpc.aio
 from flotta_consensus.aio import GroupHost
-from flotta_consensus.api import ReadReady
+from flotta_consensus.api import Committed, ReadReady
 from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.flotta.storage_pb2_grpc import ShardsServicer
 from flotta_runtime.errors import NotFound, Unavailable
 
 from flotta_storage.batch_handler import NOT_SERVING, OVERHEAD_BYTES, BatchHandler
 from flotta_storage.budget import Budget
+from flotta_storage.core.commands import expire_payload
 from flotta_storage.digest import digest
 from flotta_storage.replica_table import ReplicaTable
 
 UNSENT_BYTES_MAX: Final = 32 << 20
 FRAME_BYTES: Final = 1 << 20  # a reply frame is closed once it has this much; one reply may be larger
 BARRIER_TIMEOUT_MS: Final = 3_000
+FENCE_TIMEOUT_MS: Final = 800  # the asker waits for the barrier and this
 
 
 class _Outbox:
@@ -144,7 +146,12 @@ class ShardsService(ShardsServicer):
             self._handler.handle(frame.operations, outbox.put)
 
     async def MembershipOf(self, request: pb.MembershipRequest, context: object) -> pb.MembershipResponse:
-        """Only the leader, after a barrier, knows."""
+        """Only the leader, after a barrier, knows.
+
+        "Not a member" lets the asking node delete a replica. It is said only once an entry behind the configuration
+        is committed too: a quorum then has durably heard that the configuration is. Until then a power cut could take
+        the group back to the old one, whose voters it would need again.
+        """
         host, replica = self.host, self._replicas.of_group(request.group_id)
         if host is None or replica is None:
             return pb.MembershipResponse(known=False)
@@ -152,10 +159,13 @@ class ShardsService(ShardsServicer):
         role = host.role(request.group_id)
         if not isinstance(outcome, ReadReady) or role is None or not role.is_leader:
             return pb.MembershipResponse(known=False)
-        members = replica.machine.members()
-        return pb.MembershipResponse(
-            known=True, member=request.replica_id in members, applied_index=replica.machine.applied_index()
-        )
+        member = request.replica_id in replica.machine.members()
+        if not member:
+            fence = await host.propose(request.group_id, expire_payload(0, 0), FENCE_TIMEOUT_MS)
+            if not isinstance(fence, Committed):
+                return pb.MembershipResponse(known=False)
+            member = request.replica_id in replica.machine.members()
+        return pb.MembershipResponse(known=True, member=member, applied_index=replica.machine.applied_index())
 
     async def Digest(self, request: pb.DigestRequest, context: object) -> pb.DigestResponse:
         if self.host is None:
