@@ -8,7 +8,34 @@ node travel in one frame to that node.
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, final
 
-__all__: list[str]
+__all__ = [
+    "APPLY_CONF",
+    "APPLY_EMPTY",
+    "APPLY_NORMAL",
+    "APPLY_SNAPSHOT",
+    "Batch",
+    "DROP_CONF_PENDING",
+    "DROP_INVALID",
+    "DROP_LOST",
+    "DROP_NOT_LEADER",
+    "DROP_NO_LEADER",
+    "DROP_OVERLOADED",
+    "DROP_UNKNOWN_GROUP",
+    "FAILPOINTS",
+    "FailpointReached",
+    "GroupStatus",
+    "HostFailed",
+    "LogCorruption",
+    "LogStats",
+    "Membership",
+    "ROLE_CANDIDATE",
+    "ROLE_FOLLOWER",
+    "ROLE_LEADER",
+    "ROLE_PRE_CANDIDATE",
+    "RaftHost",
+    "SimDisk",
+    "__version__",
+]
 __version__: Final[str]
 
 # Kinds of `Batch.applies`.
