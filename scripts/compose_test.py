@@ -155,7 +155,8 @@ class Compose:
             return json.load(answer)
 
     def flotta(self, *arguments: str) -> str:
-        return run(sys.executable, "-m", "flotta", "--gateway", f"127.0.0.1:{self.gateway}", *arguments, seconds=60)
+        variables = {**os.environ, "FLOTTA_GATEWAY": f"127.0.0.1:{self.gateway}"}
+        return run(sys.executable, "-m", "flotta", *arguments, seconds=60, env=variables)
 
 
 def value_of(n: int) -> str:

@@ -325,7 +325,8 @@ def smoke(layout: Layout) -> None:
 
 def flotta(gateway: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "flotta", "--gateway", gateway, *arguments],
+        [sys.executable, "-m", "flotta", *arguments],
+        env={**os.environ, "FLOTTA_GATEWAY": gateway},
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     if done.returncode != 0:
