@@ -70,7 +70,7 @@ class Backend:
     ) -> None:
         settings, identity = shared.settings, shared.directory.identity
         self._shared = shared
-        self._engine = engine
+        self.engine = engine
         self._records = records
         self._machines = machines
         self._addresses = records.addresses()
@@ -109,6 +109,7 @@ class Backend:
             shared.model,
             shared.replicas,
             self.asker.ask,
+            shared.failpoints,
         )
         self.health = HealthMonitor(host, shared.replicas)
         host.on_role(lambda change: self._reportable())
@@ -140,7 +141,7 @@ class Backend:
 
     def close_engine(self) -> None:
         """After every task has ended."""
-        self._engine.close()
+        self.engine.close()
 
     def _map_changed(self) -> None:
         view = self._shared.model.view
@@ -175,7 +176,7 @@ def open_backend(shared: Shared) -> Backend:
             formed=directory.formed,
         )
         registry = new_registry()
-        machines = open_machines(engine, records, registry)
+        machines = open_machines(engine, records, registry, shared.failpoints)
         host = GroupHost.open(
             directory.path,
             identity.node_num,
@@ -187,6 +188,9 @@ def open_backend(shared: Shared) -> Backend:
     except (RecordsError, MissingMachine, SnapshotDamaged, flotta_native.LogCorruption) as error:
         engine.close()
         raise StartupError(str(error)) from error
+    except ValueError as error:
+        engine.close()
+        raise StartupError(f"the Raft log and the rows in {directory.path} do not fit together: {error}") from error
     except BaseException:
         engine.close()
         raise

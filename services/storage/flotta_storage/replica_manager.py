@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from flotta_consensus.aio import GroupHost
-from flotta_consensus.api import Members, StateMachine
+from flotta_consensus.api import Failpoints, Members
 from flotta_consensus.identity import DataDirectory
 from flotta_embedded.api import Engine
 from flotta_embedded.generations import current
@@ -26,6 +26,7 @@ from flotta_storage.core.replicas import (
     Complain,
     Create,
     LocalReplica,
+    LocalState,
     MapView,
     MembershipAnswer,
     Origin,
@@ -45,10 +46,12 @@ def space_name(group: int) -> str:
     return f"group-{group}"
 
 
-def open_machines(engine: Engine, records: NodeRecords, registry: Registry) -> dict[int, Machine]:
+def open_machines(
+    engine: Engine, records: NodeRecords, registry: Registry, failpoints: Failpoints
+) -> dict[int, Machine]:
     """The state machine of every recorded replica that has one."""
     return {
-        group: Machine.open(engine, space_name(group), registry)
+        group: Machine.open(engine, space_name(group), registry, failpoints=failpoints)
         for group in records.state.replicas
         if current(engine, space_name(group)) is not None
     }
@@ -67,6 +70,7 @@ class ReplicaManager:
         model: MapModel,
         replicas: ReplicaTable,
         ask: Ask,
+        failpoints: Failpoints,
     ) -> None:
         self._directory = directory
         self._engine = engine
@@ -76,9 +80,15 @@ class ReplicaManager:
         self._model = model
         self._replicas = replicas
         self._ask = ask
+        self._failpoints = failpoints
         self._wake = asyncio.Event()
         self._complaints: set[str] = set()
+        self.questions = 0
         self._log = get_logger("storage.replicas", node=records.state.node_id)
+
+    @property
+    def state(self) -> LocalState:
+        return self._records.state
 
     def map_changed(self) -> None:
         self._wake.set()
@@ -108,14 +118,15 @@ class ReplicaManager:
         """Review the map whenever it changes, and now and then."""
         while True:
             self._wake.clear()
-            await self._review()
+            await self.review()
             try:
                 async with asyncio.timeout(REVIEW_MS / 1000):
                     await self._wake.wait()
             except TimeoutError:
                 continue
 
-    async def _review(self) -> None:
+    async def review(self) -> None:
+        """Do now what the newest map asks for."""
         view = self._model.view
         actions = decide(view, self._records.state)
         creations = [action.replica for action in actions if isinstance(action, Create)]
@@ -127,6 +138,7 @@ class ReplicaManager:
             if isinstance(action, Complain):
                 self._complain(action)
         questions = [action for action in actions if isinstance(action, AskMembership)]
+        self.questions += len(questions)
         for answer in await asyncio.gather(*(self._ask(question, view) for question in questions)):
             if may_remove(answer, self._records.state):
                 await self._remove(answer.group, view.version)
@@ -143,7 +155,7 @@ class ReplicaManager:
     def _new_machine(self, record: LocalReplica) -> Machine:
         space = space_name(record.group)
         if record.origin is Origin.EMPTY:
-            return Machine.create_empty(self._engine, space, self._registry)
+            return Machine.create_empty(self._engine, space, self._registry, failpoints=self._failpoints)
         return Machine.create(
             self._engine,
             space,
@@ -151,6 +163,7 @@ class ReplicaManager:
             members=Members(voters=record.voters),
             revision_base=record.revision_base,
             rows=birth_rows(record.shard_id, record.table, record.shard_index, record.shard_count),
+            failpoints=self._failpoints,
         )
 
     async def _remove(self, group: int, map_version: int) -> None:
@@ -167,8 +180,3 @@ class ReplicaManager:
         if complaint.reason not in self._complaints:
             self._complaints.add(complaint.reason)
             self._log.error("the map asks for what must not be done", reason=complaint.reason)
-
-
-def orphans_are_expected(records: NodeRecords, orphans: Mapping[int, StateMachine]) -> bool:
-    """Machines without a group in the log are ones whose making or removing a crash interrupted."""
-    return orphans.keys() <= records.state.replicas.keys()

@@ -244,9 +244,10 @@ class Cluster:
 
         await self.coordinator.change(edit, [shard_id])
 
-    def voters(self, shard_id: str) -> set[int]:
-        """The nodes of a shard, by number, as last reported."""
-        return {voter >> 32 for voter in self.coordinator.reports[shard_id].voters}
+    def voters(self, shard_id: str) -> set[str]:
+        """The nodes of a shard, as last reported."""
+        names = {record.detail.node_num: name for name, record in self.coordinator.state.nodes.items()}
+        return {names[voter >> 32] for voter in self.coordinator.reports[shard_id].voters}
 
     def leader(self, shard_id: str) -> str:
         return self.coordinator.state.shards[shard_id].leader
@@ -293,12 +294,11 @@ class Cluster:
         return answers
 
     async def digests(self, shard_id: str, node_ids: Iterable[str]) -> list[storage_pb2.ReplicaDigest]:
+        """Of the replicas that these nodes have of a shard."""
         found = []
         for node_id in node_ids:
-            response = await self.shards(node_id).Digest(
-                storage_pb2.DigestRequest(shard_id=shard_id), metadata=METADATA
-            )
-            found += response.replicas
+            response = await self.shards(node_id).Digest(storage_pb2.DigestRequest(), metadata=METADATA)
+            found += [digest for digest in response.replicas if digest.shard_id == shard_id]
         return found
 
 

@@ -27,7 +27,7 @@ async def equal_digests(cluster: Cluster, shard_id: str, node_ids: list[str]) ->
 
     async def level() -> bool:
         found = await cluster.digests(shard_id, node_ids)
-        return len({one.applied_index for one in found}) == 1
+        return len(found) == len(node_ids) and len({one.applied_index for one in found}) == 1
 
     await cluster.until_async(level)
     digests = await cluster.digests(shard_id, node_ids)
