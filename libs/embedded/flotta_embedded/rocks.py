@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ class RocksEngine:
         self._unlogged.disable_wal = True  # type: ignore[assignment,method-assign]
         self._lock = threading.Lock()  # over creating, dropping and closing
         self._spaces: dict[str, Space] = {}
+        self._dropped: weakref.WeakSet[Space] = weakref.WeakSet()  # views of them may live on
         _make_directory(self._path)
         with disk(f"opening {self._path}"):
             families = self._families()
@@ -84,6 +86,7 @@ class RocksEngine:
             found.dropped = True
             del self._spaces[space]
             found.family = None
+            self._dropped.add(found)
             with disk(f"dropping space {space}"):
                 self._live().drop_column_family(space)
             self._failpoints.reach("engine.after_drop")
@@ -153,7 +156,7 @@ class RocksEngine:
             if db is None:
                 return
             self._db = None
-            for space in self._spaces.values():
+            for space in (*self._spaces.values(), *self._dropped):
                 space.rows = None
                 space.family = None
             self._spaces.clear()

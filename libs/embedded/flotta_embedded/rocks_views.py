@@ -52,7 +52,7 @@ def disk(doing: str) -> Iterator[None]:
 class Space:
     """One column family's handles, and how much was written to it. The two counters have one writer thread each."""
 
-    __slots__ = ("dropped", "family", "flushed_bytes", "name", "rows", "written_bytes")
+    __slots__ = ("__weakref__", "dropped", "family", "flushed_bytes", "name", "rows", "written_bytes")
 
     def __init__(self, name: str, rows: Rdict, family: ColumnFamily) -> None:
         self.name = name
