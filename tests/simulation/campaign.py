@@ -29,7 +29,8 @@ DEMANDED = {
 }
 ALSO_TOLD = (
     "operations_ok", "operations_rejected", "operations_unknown", "unknown_that_happened", "states_compared",
-    "log_entries_compared", "keys_checked", "keys_undecided", "failpoint_deaths", "disk_deaths", "pauses",
+    "log_entries_compared", "promises_compared", "keys_checked", "keys_undecided", "failpoint_deaths",
+    "disk_deaths", "pauses",
     "crashes_of_all", "states_reverted", "snapshots_built", "replicas_removed", "joint_changes", "transfers_asked",
     "clock_jumps", "packets_lost", "packets_duplicated", "packets_replayed", "clogs", "slow_disks", "full_disks",
 )  # fmt: skip

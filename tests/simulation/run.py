@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="replay this one and print its transcript")
     parser.add_argument("--base", type=int, help="the first fresh seed (default: from the time of day)")
     parser.add_argument("--no-corpus", action="store_true", help="fresh seeds only")
+    parser.add_argument("--first-failure", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--quiet", action="store_true", help="with --seed: no transcript, only its hash and counts")
     options = parser.parse_args()
     if options.seed is not None:
@@ -44,7 +45,8 @@ def main() -> int:
     base = options.base if options.base is not None else int(time.time() * 1_000) % SEED_SPACE
     corpus = [] if options.no_corpus else [seed for seed, _ in read_corpus()]
     print(f"{len(corpus)} seeds of the corpus, then {options.seeds} from {base} on", flush=True)
-    campaign = run_campaign([*corpus, *fresh_seeds(options.seeds, base)], lambda line: print(line, flush=True))
+    seeds = [*corpus, *fresh_seeds(options.seeds, base)]
+    campaign = run_campaign(seeds, lambda line: print(line, flush=True), failures_max=1 if options.first_failure else 5)
     print(campaign.summary())
     for failure in campaign.failures():
         print(f"add to tests/simulation/corpus.txt: {failure.seed}  # {failure.violation[:80]}")

@@ -255,6 +255,7 @@ class ShardWorld:
             transcript.count("keys_undecided", undecided)
             self._check_states(group, model)
             transcript.note("check", f"group {group}: {len(operations)} operations, log to {model.index}")
+        transcript.count("promises_compared", self.observer.promises.compared)
         transcript.count("states_compared", self.observer.states.compared)
         transcript.count("log_entries_compared", self.observer.logs.compared)
 
@@ -292,7 +293,10 @@ def run_seed(profile: Profile, echo: Callable[[str], None] | None = None) -> Run
         world.run()
     except (SafetyViolation, LivenessViolation) as broken:
         violation = f"{type(broken).__name__}: {broken}"
-    except Exception as crashed:
+    except BaseException as crashed:
+        # A panic of the native half is no Exception; it is a finding all the same.
+        if isinstance(crashed, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
         violation = f"{type(crashed).__name__} out of the code under test: {crashed}"
         world.world.transcript.note("world", violation)
         if echo is not None:

@@ -7,6 +7,7 @@ from flotta_consensus.sim.checkers import (
     CommittedLog,
     ElectionSafety,
     LogMatching,
+    Promises,
     SafetyViolation,
     StateEquality,
     fingerprint,
@@ -92,6 +93,20 @@ def test_state_equality() -> None:
     # A replica that replays to an index it had reached must come to the same bytes.
     with pytest.raises(SafetyViolation, match="between nodes 1 and 1"):
         states.saw_state(1, 1, 5, fingerprint(b"xx"))
+
+
+def test_promises_outlive_a_restart() -> None:
+    promises = Promises()
+    promises.kept(1, 11, 0, 0)
+    promises.given(1, 11, 4, 12)
+    promises.kept(1, 11, 4, 12)
+    promises.kept(1, 11, 5, 0)
+    promises.given(1, 12, 4, 0)
+    promises.kept(1, 12, 4, 13)
+    assert promises.compared == 3
+    for term, vote in ((3, 12), (4, 0), (4, 13)):
+        with pytest.raises(SafetyViolation, match="replica 0xb stood at term 4"):
+            promises.kept(1, 11, term, vote)
 
 
 def test_fingerprint_separates_its_parts() -> None:

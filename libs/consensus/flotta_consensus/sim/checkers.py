@@ -4,6 +4,7 @@
 - Log matching: two logs that have an entry of the same index and term hold the same entry there.
 - State-machine safety: what one replica applied at an index, every replica applies there.
 - Order: a replica applies each index once, without a gap, from the index of its state.
+- Promises: a term and a vote that were given outlive the process.
 - State equality: replicas that applied the same index hold the same bytes.
 
 A broken invariant raises `SafetyViolation` at the step that broke it, so the transcript ends there.
@@ -67,6 +68,30 @@ class ElectionSafety:
 
     def leader(self, group: int, term: int) -> int | None:
         return self._leaders.get((group, term))
+
+
+class Promises:
+    """What a replica has promised by its term and its vote, which a restart must not undo."""
+
+    def __init__(self) -> None:
+        self._given: dict[tuple[int, int], tuple[int, int]] = {}
+        self.compared = 0
+
+    def given(self, group: int, replica: int, term: int, vote: int) -> None:
+        """Everything that the replica sent was durable first, and this is what it stands at."""
+        self._given[group, replica] = (term, vote)
+
+    def kept(self, group: int, replica: int, term: int, vote: int) -> None:
+        """What the replica stands at after a restart."""
+        before = self._given.get((group, replica))
+        if before is None:
+            return
+        self.compared += 1
+        if term < before[0] or (term == before[0] and before[1] and vote != before[1]):
+            raise SafetyViolation(
+                f"promise: group {group} replica {replica:#x} stood at term {before[0]} with its vote for "
+                f"{before[1]:#x}, and after a restart at term {term} with {vote:#x}"
+            )
 
 
 class LogMatching:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flotta_consensus.api import Entry, Members, SnapshotSink, SnapshotSource, StateMachine
-from flotta_consensus.sim.checkers import CommittedLog, ElectionSafety, LogMatching, StateEquality
+from flotta_consensus.sim.checkers import CommittedLog, ElectionSafety, LogMatching, Promises, StateEquality
 from flotta_consensus.sim.clock import Scheduler
 
 
@@ -33,6 +33,7 @@ class Observer:
         self.elections = ElectionSafety()
         self.logs = LogMatching()
         self.states = StateEquality()
+        self.promises = Promises()
         self.committed: dict[int, CommittedLog] = {}
         self.on_applied: Callable[[int, int, Sequence[Entry]], None] | None = None
 

@@ -107,6 +107,7 @@ class SimProcess:
         self._inbox: deque[Callable[[], None]] = deque()
         self._turn_scheduled = False
         self._removing: set[int] = set()
+        self._at_rest = False  # nothing happened since the host last did all it had to do
         drift = 1 + (self.rng.random() - 0.5) * 0.04
         period_us = int(world.raft.tick_ms * US_PER_MS * drift)
         self._ticks_missed = 0
@@ -195,6 +196,8 @@ class SimProcess:
             failpoints=self.failpoints,
         )
         held = set(self._host.groups())
+        for status in self._host.status():
+            self.world.observer.promises.kept(status.group, status.replica, status.term, status.vote)
         self._finish_removals(machines)
         for group in sorted(held):
             if group in machines:
@@ -259,6 +262,10 @@ class SimProcess:
     def crash(self, *, power: bool, why: str) -> None:
         """End the process; with a power cut, what was not synced is at the disk's mercy. A process that died while
         it started is taken down too."""
+        if self._host is not None and self._at_rest:
+            for status in self._host.status():
+                self.world.observer.promises.given(status.group, status.replica, status.term, status.vote)
+        self._at_rest = False
         self._host = None
         self._driver = None
         self._inbox.clear()
@@ -330,6 +337,7 @@ class SimProcess:
             if len(self._inbox) < INBOX_MAX:
                 self._inbox.append(action)
             return
+        self._at_rest = False
         self._guard(action)
         self.wake()
 
@@ -355,12 +363,14 @@ class SimProcess:
 
     def _turns(self) -> None:
         driver, host = self.driver, self.host
+        self._at_rest = False
         for _ in range(TURNS_IN_A_ROW_MAX):
             driver.submit(self.now_ms)
             rounds = host.drive()
             effects = driver.turn(self.now_ms)
             self._carry_out(effects)
             if not rounds and not effects:
+                self._at_rest = True
                 return
         self.wake()
 
@@ -427,4 +437,4 @@ class SimProcess:
         return False
 
     def _die(self, why: str) -> None:
-        self.crash(power=self.rng.random() < 0.5, why=why)
+        self.crash(power=self.rng.random() < 0.7, why=why)

@@ -114,7 +114,7 @@ def draw_network(rng: random.Random) -> NetworkProfile:
 def draw_faults(rng: random.Random) -> FaultProfile:
     """A random part of all faults, at random rates."""
     return FaultProfile(
-        crash_every_ms=_maybe(rng, 0.6, 1_000, 6_000),
+        crash_every_ms=_maybe(rng, 0.8, 1_000, 6_000),
         crash_all_every_ms=_maybe(rng, 0.3, 4_000, 12_000),
         failpoint_every_ms=_maybe(rng, 0.7, 700, 4_000),
         pause_every_ms=_maybe(rng, 0.5, 1_500, 6_000),
