@@ -159,6 +159,12 @@ class Timeout(FlottaError):
     outcome_unknown = True
 
 
+class ConnectionLost(Timeout):
+    """The connection broke before the answer came. The operation may have happened."""
+
+    name = "CONNECTION_LOST"
+
+
 class NotLeader(FlottaError):
     """This member does not lead. `leader_hint` is host:port, or None when the leader is not known."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
@@ -59,7 +60,7 @@ class HttpServer:
         self.listen = listen
         self.port = 0
         self._task: asyncio.Task[None] | None = None
-        self._socket: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
         self._server = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -81,9 +82,9 @@ class HttpServer:
     async def start(self) -> int:
         """Bind and serve; returns the port. StartupError names the address when it cannot be had."""
         host, port = split_address(self.listen)
-        self._socket = _bind(host, port, self.listen)
-        self.port = self._socket.getsockname()[1]
-        self._task = asyncio.create_task(self._server.serve([self._socket]), name=f"http.{self.port}")
+        self._sockets = _bind_all(host, port, self.listen)
+        self.port = self._sockets[0].getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve(self._sockets), name=f"http.{self.port}")
         ready = asyncio.create_task(self._server.ready.wait())
         await asyncio.wait([ready, self._task], return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
@@ -99,24 +100,46 @@ class HttpServer:
         if self._task is not None:
             await self._task
             self._task = None
-        if self._socket is not None:
-            self._socket.close()
+        _close(self._sockets)
 
 
-def _bind(host: str, port: int, listen: str) -> socket.socket:
+def _bind_all(host: str, port: int, listen: str) -> list[socket.socket]:
+    """One socket per address that `host` means (localhost may be IPv4 and IPv6), all on one port."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise StartupError(f"the HTTP address {listen} cannot be used: {error.strerror or error}") from error
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.setblocking(False)
-    except OSError as error:
-        bound.close()
-        raise StartupError(f"cannot listen on {listen} for HTTP: {error.strerror or error}") from error
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        chosen = bound[0].getsockname()[1] if bound else port
+        try:
+            bound.append(_bind(family, (str(address[0]), chosen, *address[2:])))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 may just not be there
+                _close(bound)
+                raise StartupError(f"cannot listen on {listen} for HTTP: {error.strerror or error}") from error
+            missing = error
+    if not bound:
+        raise StartupError(f"cannot listen on {listen} for HTTP: {missing}") from missing
     return bound
+
+
+def _bind(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.setblocking(False)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
 
 
 def status_app(metrics: Metrics, readiness: Readiness) -> AsgiApp:

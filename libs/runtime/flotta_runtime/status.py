@@ -11,6 +11,7 @@ import grpc.aio
 
 from flotta_runtime.errors import (
     AlreadyExists,
+    ConnectionLost,
     FlottaError,
     InternalError,
     InvalidArgument,
@@ -33,6 +34,7 @@ NEW_NODE_HINT = "x-new-node-hint"
 RETRY_AFTER_MS = "x-retry-after-ms"
 ERROR_NAME = "x-flotta-error"
 
+_NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed", "empty address list")
 _HINT_WORDS = "Leader hint: "
 
 
@@ -79,6 +81,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> FlottaError:
     code = error.code()
     if code is grpc.StatusCode.FAILED_PRECONDITION:
         return _failed_precondition(trailing, details, shard_id)
+    if code is grpc.StatusCode.UNAVAILABLE and not metadata_value(trailing, ERROR_NAME):
+        # Not a server of ours that said so: the transport did. Unless it never connected, the call may have arrived.
+        return Unavailable(details) if details.startswith(_NEVER_SENT) else ConnectionLost(details, shard_id=shard_id)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         text = metadata_value(trailing, RETRY_AFTER_MS)
         return RateLimited(details, retry_after_ms=int(text) if text and text.isdecimal() else 0)

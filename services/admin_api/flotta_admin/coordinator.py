@@ -122,12 +122,14 @@ class Coordinators:
             wait=self._pause,
             reraise=True,
         )
-        result: R = await retrying(self._once, call, deadline)
+        result: R = await retrying(self._once, call, deadline, reads)
         return result
 
-    async def _once(self, call: Call[R], deadline: float) -> R:
+    async def _once(self, call: Call[R], deadline: float, reads: bool) -> R:
         address = self._preferred
-        timeout_s = min(self._call_timeout_s, max(0.001, deadline - asyncio.get_running_loop().time()))
+        timeout_s = max(0.001, deadline - asyncio.get_running_loop().time())
+        if reads:  # a write that is cut short has an unknown outcome; it gets all the time there is
+            timeout_s = min(timeout_s, self._call_timeout_s)
         try:
             return await call(await self._channel(address), timeout_s)
         except grpc.aio.AioRpcError as failure:

@@ -59,7 +59,8 @@ class AdminSettings(TokenSettings):
         json_schema_extra=env("KVDB_ADMIN_SECURITY_ALLOWED_IPS"),
     )
     call_timeout_ms: DurationMs = Field(
-        default=1_500, description="How long one try of a call to a coordinator may take, in ms."
+        default=1_500,
+        description="How long one try of a read from a coordinator may take, in ms, before another one is asked.",
     )
     request_timeout_ms: DurationMs = Field(
         default=5_000, description="How long all tries for one HTTP request may take together, in ms."

@@ -245,6 +245,7 @@ async def admin(addresses: tuple[str, ...], **changes: Any) -> AsyncIterator[Adm
         "internal_token": SecretStr(TOKEN),
         "api_key": SecretStr(KEY),
         "stop_timeout_ms": 1_000,
+        "request_timeout_ms": 30_000,
         "ping_timeout_ms": 5_000,
         **changes,
     }

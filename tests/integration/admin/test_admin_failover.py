@@ -72,7 +72,7 @@ async def test_a_read_that_hangs_is_asked_elsewhere(cluster: Cluster) -> None:
 
 
 async def test_a_write_whose_outcome_is_unknown_is_504_and_not_repeated(cluster: Cluster) -> None:
-    async with admin(cluster.addresses, call_timeout_ms=100) as service, client(service) as web:
+    async with admin(cluster.addresses, request_timeout_ms=500) as service, client(service) as web:
         cluster.members[0].hang_after_write = True
         answer = await web.post("/admin/nodes", json={"node_id": "n", "address": "h:1", "zone": ""})
         assert answer.status_code == 504
@@ -116,8 +116,16 @@ async def test_a_wrong_internal_token_is_not_blamed_on_the_caller(cluster: Clust
         assert "internal token" in answer.json()["message"]
 
 
-async def test_the_admin_load_loop(cluster: Cluster, web: httpx.AsyncClient) -> None:
+async def test_the_admin_load_loop(cluster: Cluster) -> None:
     """The shape of KvDB's admin load test: everybody initialises and registers again and again, at the same time."""
+    async with (
+        admin(cluster.addresses, request_timeout_ms=60_000, call_timeout_ms=60_000) as service,
+        client(service) as web,
+    ):
+        await load_loop(cluster, web)
+
+
+async def load_loop(cluster: Cluster, web: httpx.AsyncClient) -> None:
     cluster.follow(1)
     await add_nodes(web, 2)
 

@@ -6,27 +6,25 @@ import asyncio
 from typing import Any
 
 import httpx
-import pytest
 from admin_support import Cluster, admin, client
 
 CLOSED = ["/admin/nodes", "/admin/actuator/metrics", "/admin/cluster/summary", "/nowhere", "/admin/actuator/healthy"]
 OPEN = ["/livez", "/metrics", "/openapi.json", "/admin/actuator/info"]
 
 
-@pytest.mark.parametrize("path", CLOSED)
-@pytest.mark.parametrize("key", [None, "", "wrong", "ADMIN-KEY", "admin-key-"])
-async def test_a_missing_or_wrong_key_is_401(web: httpx.AsyncClient, path: str, key: str | None) -> None:
-    headers = {} if key is None else {"X-Admin-Api-Key": key}
+async def test_a_missing_or_wrong_key_is_401(web: httpx.AsyncClient) -> None:
     async with httpx.AsyncClient(base_url=web.base_url, trust_env=False) as stranger:
-        answer = await stranger.get(path, headers=headers)
-    assert answer.status_code == 401
-    assert answer.json() == {"error": "invalid_api_key", "path": path}
+        for path in CLOSED:
+            for key in (None, "", "wrong", "ADMIN-KEY", "admin-key-"):
+                answer = await stranger.get(path, headers={} if key is None else {"X-Admin-Api-Key": key})
+                assert answer.status_code == 401, (path, key)
+                assert answer.json() == {"error": "invalid_api_key", "path": path}
 
 
-@pytest.mark.parametrize("path", OPEN)
-async def test_probes_and_description_need_no_key(web: httpx.AsyncClient, path: str) -> None:
+async def test_probes_and_description_need_no_key(web: httpx.AsyncClient) -> None:
     async with httpx.AsyncClient(base_url=web.base_url, trust_env=False) as stranger:
-        assert (await stranger.get(path)).status_code == 200
+        for path in OPEN:
+            assert (await stranger.get(path)).status_code == 200, path
 
 
 async def test_the_allowlist_comes_first_and_looks_at_the_socket_only(cluster: Cluster) -> None:

@@ -148,7 +148,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 async def test_bootstrap_refusals_and_a_restart(stack: AsyncExitStack, tmp_path: Path) -> None:
     cluster = await stack.enter_async_context(trio(tmp_path))
     service = await stack.enter_async_context(
-        admin(cluster.addresses, call_timeout_ms=5_000, request_timeout_ms=20_000)
+        admin(cluster.addresses, call_timeout_ms=20_000, request_timeout_ms=60_000)
     )
     web = await stack.enter_async_context(client(service))
 
@@ -191,7 +191,7 @@ async def test_many_callers_at_once(stack: AsyncExitStack, tmp_path: Path) -> No
     # Each service knows one coordinator only, so two of the three ask a follower.
     webs = []
     for address in cluster.addresses:
-        service = await stack.enter_async_context(admin((address,), call_timeout_ms=5_000, request_timeout_ms=20_000))
+        service = await stack.enter_async_context(admin((address,), call_timeout_ms=20_000, request_timeout_ms=60_000))
         webs.append(await stack.enter_async_context(client(service)))
     await stack.enter_async_context(beating_nodes(cluster, 2))
     assert (await init_when_nodes_beat(webs[0], 8, 2)).status_code == 200

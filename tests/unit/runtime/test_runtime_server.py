@@ -138,6 +138,31 @@ async def test_kvdb_trailers_and_words(running: Running) -> None:
     assert {("x-shard-id", "shard-2"), ("x-new-node-hint", "h:2")} <= set(moved.trailing_metadata())
 
 
+def test_an_unavailable_that_the_transport_made_up_may_have_happened() -> None:
+    def said(details: str, *trailers: tuple[str, str]) -> errors.FlottaError:
+        trailing = grpc.aio.Metadata(*trailers)
+        return status.from_rpc_error(
+            grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, trailing_metadata=trailing, details=details)
+        )
+
+    assert type(said("Socket closed")) is errors.ConnectionLost
+    assert said("Socket closed").outcome_unknown
+    assert type(said("failed to connect to all addresses; last error: ...")) is errors.Unavailable
+    assert type(said("no leader", ("x-flotta-error", "UNAVAILABLE"))) is errors.Unavailable
+
+
+async def test_a_call_whose_server_dies_may_have_happened(running: Running) -> None:
+    stub = coordinator_pb2_grpc.CoordinatorStub(running.channel.grpc)
+    stream = stub.WatchShardMap(coordinator_pb2.WatchShardMapRequest(from_version=2))
+    await stream.read()
+    await running.server.stop(0)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert status.from_rpc_error(caught.value).outcome_unknown
+    again = await failure(stub.GetShardMap(coordinator_pb2.GetShardMapRequest()))
+    assert not status.from_rpc_error(again).outcome_unknown
+
+
 async def test_words_of_a_kvdb_server_are_understood() -> None:
     def said(words: str) -> errors.FlottaError:
         return status.from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.FAILED_PRECONDITION, details=words))
