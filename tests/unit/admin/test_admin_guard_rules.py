@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 
 import pytest
 from flotta_admin.guard import is_allowed, needs_key
@@ -77,3 +78,10 @@ def test_kvdb_names_set_the_service_up() -> None:
 def test_it_refuses_to_start_without_a_key_or_with_a_bad_allowlist(environ: dict[str, str], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         load_settings(AdminSettings, [], {"KVDB_INTERNAL_GRPC_TOKEN": "t", **environ})
+
+
+def test_a_blank_key_variable_gives_way_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    environ = {**SECRETS, "KVDB_ADMIN_SECURITY_API_KEY": "", "FLOTTA_ADMIN_API_KEY_FILE": str(file)}
+    assert load_settings(AdminSettings, [], environ).key() == "from-file"
