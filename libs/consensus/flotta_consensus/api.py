@@ -56,7 +56,9 @@ class Entry:
 
 
 class SnapshotSource(Protocol):
-    """A frozen view of a replica at exactly `index`. Must be closed; reading it never blocks writers."""
+    """A frozen view of a replica at exactly `index`. Must be closed; reading it never blocks writers.
+
+    Read and closed in one worker thread, while the machine goes on in its own."""
 
     index: int
 
@@ -67,7 +69,9 @@ class SnapshotSource(Protocol):
 
 
 class SnapshotSink(Protocol):
-    """Builds a replica's new state beside the old one. Nothing is visible before `commit`."""
+    """Builds a replica's new state beside the old one. Nothing is visible before `commit`.
+
+    `write` and `abort` may run in a worker thread; `commit` runs in the machine's own."""
 
     def write(self, chunk: bytes) -> None: ...
 
@@ -78,7 +82,8 @@ class SnapshotSink(Protocol):
 
 
 class StateMachine(Protocol):
-    """The replicated state of one replica. Called from one thread; deterministic in its entries alone.
+    """The replicated state of one replica. Called from one thread, but for the function `flush` returns;
+    deterministic in its entries alone. Between `restore` and its sink's end nothing is applied or flushed.
 
     Invariant: state, applied index, members, group time and dedup rows change in one atomic batch.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from flotta_consensus.transport import AddressBook, Receiver
 
 _FRAME_BYTES_MAX = 512 << 20
 _SNAPSHOT_SECONDS_MIN = 60
+_SLOT_PROGRESS_SECONDS = 1.0
 _SNAPSHOT_BYTES_PER_SECOND_MIN = 1 << 20
 
 
@@ -104,10 +105,10 @@ class GrpcTransport:
             self._new_links.put_nowait(link)
         link.send(frame)
 
-    async def send_snapshot(self, offer: SendSnapshot, path: Path) -> bool:
-        async with self._snapshot_slots:
+    async def send_snapshot(self, offer: SendSnapshot, path: Path, progress: Callable[[], None]) -> bool:
+        async with self._slot(progress):
             try:
-                problem = await self._stream_snapshot(offer, path)
+                problem = await self._stream_snapshot(offer, path, progress)
             except grpc.aio.AioRpcError as error:
                 problem = f"{error.code().name} {error.details()}"
             except (OSError, asyncio.InvalidStateError) as error:
@@ -123,11 +124,24 @@ class GrpcTransport:
                 link = await self._new_links.get()
                 tasks.create_task(link.run())
 
+    @asynccontextmanager
+    async def _slot(self, progress: Callable[[], None]) -> AsyncIterator[None]:
+        """Wait for a turn. Meanwhile the host is kept from giving this one up and asking for another."""
+        acquiring = asyncio.ensure_future(self._snapshot_slots.acquire())
+        try:
+            while not acquiring.done():
+                await asyncio.wait({acquiring}, timeout=_SLOT_PROGRESS_SECONDS)
+                progress()
+            yield
+        finally:
+            if not acquiring.cancel() and not acquiring.cancelled():
+                self._snapshot_slots.release()
+
     def _unreachable(self, node_num: int) -> None:
         if self._receiver is not None:
             self._receiver.unreachable(node_num)
 
-    async def _stream_snapshot(self, offer: SendSnapshot, path: Path) -> str:
+    async def _stream_snapshot(self, offer: SendSnapshot, path: Path, progress: Callable[[], None]) -> str:
         """Empty if the peer has it."""
         address = self._addresses(offer.node_num)
         if address is None:
@@ -144,6 +158,7 @@ class GrpcTransport:
                 if isinstance(receipt, raft_pb2.SnapshotReceipt) and receipt.send_data:
                     async for chunk in slices(path, size_bytes):
                         await call.write(chunk)
+                        progress()
                     await call.done_writing()
                     receipt = await call.read()
             finally:

@@ -102,7 +102,7 @@ class Jobs:
 
     async def _send(self, offer: SendSnapshot) -> None:
         path = self._files.path_of(Manifest.decode(offer.manifest))
-        ok = await self._transport.send_snapshot(offer, path)
+        ok = await self._transport.send_snapshot(offer, path, lambda: self._driver.snapshot_progress(offer))
         self._driver.snapshot_sent(offer, ok, file_lost=not ok and not path.exists())
 
     async def _install(self, install: InstallSnapshot) -> None:

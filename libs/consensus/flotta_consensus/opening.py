@@ -8,7 +8,7 @@ after all of that may the host start.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import flotta_native
@@ -94,7 +94,8 @@ def _attach(
             f"(the first is group {missing[0]}); this directory is damaged, replace the node"
         )
     codes = HostCodes.of(flotta_native)
-    driver = Driver(host, codes, send=send, limits=options.limits, failpoints=failpoints)
+    limits = replace(options.limits, entry_bytes_max=options.entry_bytes_max)
+    driver = Driver(host, codes, send=send, limits=limits, failpoints=failpoints)
     pending = []
     for group in known:
         install = host.pending_install(group)

@@ -37,7 +37,8 @@ class Transport(Protocol):
 
     def send(self, node_num: int, frame: bytes) -> None: ...
 
-    async def send_snapshot(self, offer: SendSnapshot, path: Path) -> bool:
-        """True once the peer holds the file durably and has stepped the message."""
+    async def send_snapshot(self, offer: SendSnapshot, path: Path, progress: Callable[[], None]) -> bool:
+        """True once the peer holds the file durably and has stepped the message. `progress` is called every now
+        and then while it moves or waits for its turn."""
 
     async def run(self) -> None: ...

@@ -244,6 +244,13 @@ async def test_a_wrong_token_a_wrong_addressee_and_an_unready_process_are_refuse
     assert two.inbox.frames == []
 
 
+async def sending(peer: Peer, offer: SendSnapshot, path: Path) -> bool:
+    progress: list[bool] = []
+    ok = await peer.transport.send_snapshot(offer, path, lambda: progress.append(True))
+    assert progress
+    return ok
+
+
 def offer_of(path: Path, data: bytes, *, group: int = 7, to_node: int = 2) -> SendSnapshot:
     path.write_bytes(data)
     manifest = Manifest(group, 9, len(data), hashlib.sha256(data).digest(), path.name)
@@ -260,14 +267,14 @@ async def test_a_snapshot_is_durable_before_its_message_is_stepped(make: MakePee
         files_at_step.append([path.name for path in two.incoming.iterdir()]),
         deliver(frame),
     )[1]
-    assert await one.transport.send_snapshot(offer, tmp_path / "s")
+    assert await sending(one, offer, tmp_path / "s")
     name = incoming_name(7, 9, hashlib.sha256(data).digest())
     assert files_at_step == [[name]] and two.inbox.frames == [b"raft message"]
     assert (two.incoming / name).read_bytes() == data
-    assert await one.transport.send_snapshot(offer, tmp_path / "s")  # again: it has it already
+    assert await sending(one, offer, tmp_path / "s")  # again: it has it already
     assert two.inbox.frames == [b"raft message"] * 2
     empty = offer_of(tmp_path / "empty", b"", group=8)
-    assert await one.transport.send_snapshot(empty, tmp_path / "empty")
+    assert await sending(one, empty, tmp_path / "empty")
 
 
 async def test_damaged_missing_and_misdirected_snapshots_are_refused(make: MakePeer, tmp_path: Path) -> None:
@@ -275,28 +282,28 @@ async def test_damaged_missing_and_misdirected_snapshots_are_refused(make: MakeP
     path = tmp_path / "s"
     offer = offer_of(path, b"good" * 100_000)
     path.write_bytes(b"evil" * 100_000)
-    assert not await one.transport.send_snapshot(offer, path)
+    assert not await sending(one, offer, path)
     assert "checksum" in one.reports[-1]
     path.write_bytes(b"good" * 50_000)
-    assert not await one.transport.send_snapshot(offer, path)
+    assert not await sending(one, offer, path)
     assert "ends at" in one.reports[-1]
     path.unlink()
-    assert not await one.transport.send_snapshot(offer, path)
-    assert not await one.transport.send_snapshot(offer_of(path, b"x", to_node=5), path)
+    assert not await sending(one, offer, path)
+    assert not await sending(one, offer_of(path, b"x", to_node=5), path)
     assert "not on node number 2" in one.reports[-1]
     two.incoming.rmdir()
-    assert not await one.transport.send_snapshot(offer_of(path, b"x"), path)
+    assert not await sending(one, offer_of(path, b"x"), path)
     assert "cannot be stored" in one.reports[-1]
     two.incoming.mkdir()
     await two.server.stop(None)
-    assert not await one.transport.send_snapshot(offer_of(path, b"x"), path)
+    assert not await sending(one, offer_of(path, b"x"), path)
     assert two.inbox.frames == [] and list(two.incoming.iterdir()) == []
 
 
 async def test_one_snapshot_of_a_group_at_a_time(make: MakePeer, tmp_path: Path) -> None:
     one, two = await make(1), await make(2)
     offer = offer_of(tmp_path / "s", b"z" * 3_000_000)
-    results = await asyncio.gather(*(one.transport.send_snapshot(offer, tmp_path / "s") for _ in range(2)))
+    results = await asyncio.gather(*(sending(one, offer, tmp_path / "s") for _ in range(2)))
     assert True in results
     assert len(two.inbox.frames) == results.count(True)
     assert len(list(two.incoming.iterdir())) == 1

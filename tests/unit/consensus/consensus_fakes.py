@@ -96,7 +96,8 @@ class FakeHost:
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
             "create_group", "remove_group", "propose_many", "read_index_many", "step", "transfer_leader", "campaign",
-            "change_membership", "snapshot_ready", "report_snapshot", "report_unreachable", "compact",
+            "change_membership", "snapshot_ready", "report_snapshot",
+            "snapshot_progress", "report_unreachable", "compact",
         ):  # fmt: skip
             raise AttributeError(name)
 

@@ -130,6 +130,19 @@ def test_unknown_groups_are_refused_at_once() -> None:
     assert bench.host.calls == []
 
 
+def test_payloads_the_host_would_not_take_never_reach_it() -> None:
+    bench = Bench(DriverLimits(entry_bytes_max=3))
+    bench.propose(b"")
+    bench.propose(b"four")
+    answers: list[object] = []
+    bench.driver.propose_many(bench.group, [b"ok", b"four", b"ok"], answers.append, 1_000)
+    assert bench.outcomes == [Rejected(RejectReason.INVALID)] * 2
+    assert answers == [[Rejected(RejectReason.INVALID)] * 3]
+    bench.propose(b"fit")
+    bench.driver.turn(0)
+    assert len(bench.proposed_ids()) == 1
+
+
 def test_closing_tells_what_is_certain() -> None:
     bench = Bench()
     bench.propose(b"submitted")

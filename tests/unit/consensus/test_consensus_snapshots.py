@@ -82,6 +82,8 @@ def test_sent_snapshots_are_reported() -> None:
     bench.host.batch.snapshot_messages.append((3, bench.group, 30, 10, 5, 2, b"manifest", b"message"))
     (offer,) = bench.driver.turn(0).sends
     assert offer == SendSnapshot(3, bench.group, 30, 10, 5, 2, b"manifest", b"message")
+    bench.driver.snapshot_progress(offer)
+    assert bench.host.called("snapshot_progress") == [(bench.group, 30)]
     bench.driver.snapshot_sent(offer, False)
     assert bench.host.called("report_snapshot") == [(bench.group, 30, False)]
 
@@ -108,8 +110,10 @@ def test_an_install_holds_back_what_comes_after_it() -> None:
     offer_install(bench, 10)
     bench.host.batch.applies.append((bench.group, 11, 3, 0, CODES.APPLY_NORMAL, b"k"))
     bench.host.batch.reads.append((bench.group, bench.read_ids()[0], 12))
-    (install,) = bench.driver.turn(1).installs
-    assert bench.outcomes == [Unknown("a snapshot was installed over the proposal")]
+    bench.host.batch.events.append((bench.group, "outcome_unknown", bench.proposed_ids()[0], "jumped over"))
+    effects = bench.driver.turn(1)
+    (install,) = effects.installs
+    assert bench.outcomes == [Unknown("jumped over")] and effects.events == []
     assert bench.machine.rows == [b"a"] and bench.driver.installing(bench.group)
     bench.host.batch.applies.append((bench.group, 12, 3, 0, CODES.APPLY_NORMAL, b"l"))
     effects = bench.driver.turn(2)

@@ -30,7 +30,7 @@ from flotta_consensus.core.group import Applier, Group, HostApply, InvariantErro
 from flotta_consensus.core.host import Host, HostBatch, HostCodes, HostStatus, MembershipChange, members_of
 from flotta_consensus.core.manifest import Manifest
 from flotta_consensus.core.planner import check_log, plan
-from flotta_consensus.core.reads import GroupReads, ReadRetry
+from flotta_consensus.core.reads import Barriers, GroupReads, ReadRetry
 from flotta_consensus.core.waiters import ProposeManyDone, Waiters
 
 Send = Callable[[int, bytes], None]
@@ -41,6 +41,7 @@ Send = Callable[[int, bytes], None]
 class DriverLimits:
     """Bounds and paces of a driver."""
 
+    entry_bytes_max: int = 32 << 20  # of a proposal; the host's own bound must not be lower
     waiters_max: int = 200_000  # proposals waiting for an outcome; more are OVERLOADED
     reads_max: int = 200_000  # barriers waiting
     apply_entries_max: int = 4_096  # per `apply_many` call
@@ -68,9 +69,8 @@ class Driver:
         self._groups: dict[int, Group] = {}
         self._waiters = Waiters(self._limits.waiters_max)
         self._applier = Applier(codes, self._waiters, self._failpoints, self._limits.apply_entries_max)
-        self._reading: dict[int, Group] = {}  # groups with barriers
         self._touched: dict[int, Group] = {}  # groups to which something happened that may let work begin
-        self._reads_waiting = 0
+        self._barriers = Barriers(self._limits.reads_max, self._waiters.new_id)
         self._queue: list[tuple[int, int, bytes]] = []
         self._effects = Effects()
         self._now_ms = 0
@@ -80,15 +80,17 @@ class Driver:
 
     def propose(self, group: int, payload: bytes, done: ProposeDone, deadline_ms: int) -> None:
         """Crosses to the host in the next turn. `done` may be called before this returns (a certain rejection)."""
-        rejected = self._refusal(group, 1)
+        rejected = self._refusal(group, 1) or self._misfit(payload)
         if rejected is not None:
             done(rejected)
             return
         self._queue.append((group, self._waiters.add(group, done, deadline_ms), payload))
 
     def propose_many(self, group: int, payloads: Sequence[bytes], done: ProposeManyDone, deadline_ms: int) -> None:
-        """All of them in order; `done` gets one outcome each, once all are decided."""
+        """All of them in order; `done` gets one outcome each, once all are decided. One misfit rejects all."""
         rejected = self._refusal(group, len(payloads))
+        for payload in payloads:
+            rejected = rejected or self._misfit(payload)
         if rejected is not None or not payloads:
             done([rejected] * len(payloads) if rejected is not None else [])
             return
@@ -103,12 +105,8 @@ class Driver:
             done(Rejected(RejectReason.CLOSED))
         elif replica is None or replica.phase is Phase.REMOVING:
             done(Rejected(RejectReason.UNKNOWN_GROUP))
-        elif self._reads_waiting >= self._limits.reads_max:
-            done(Rejected(RejectReason.OVERLOADED))
         else:
-            self._reads_waiting += 1
-            self._reading[group] = replica
-            replica.reads.add(done, deadline_ms)
+            self._barriers.add(group, replica.reads, done, deadline_ms)
 
     def change_membership(
         self, group: int, changes: Sequence[MembershipChange], done: ProposeDone, deadline_ms: int
@@ -177,7 +175,7 @@ class Driver:
         removing.phase = Phase.REMOVING
         removing.removed_done = done
         self._waiters.fail_group(group, Unknown("the replica was removed"))
-        self._reads_waiting -= removing.reads.fail_all(Rejected(RejectReason.UNKNOWN_GROUP))
+        self._barriers.fail_group(group, Rejected(RejectReason.UNKNOWN_GROUP))
         self._host.remove_group(group)
 
     def groups(self) -> list[int]:
@@ -202,7 +200,7 @@ class Driver:
 
     def waiting(self) -> int:
         """Proposals and barriers without an answer."""
-        return len(self._waiters) + self._reads_waiting
+        return len(self._waiters) + self._barriers.waiting
 
     # -- turns --------------------------------------------------------------------------------------------------
 
@@ -218,12 +216,7 @@ class Driver:
             queue, self._queue = self._queue, []
             self._failpoints.reach("consensus.before_propose")
             self._host.propose_many(queue)
-        requests: list[tuple[int, int]] = []
-        for number, group in self._reading.items():
-            if group.reads.wants_request(now_ms):
-                read_id = self._waiters.new_id()
-                group.reads.issued(read_id, now_ms)
-                requests.append((number, read_id))
+        requests = self._barriers.requests(now_ms)
         if requests:
             self._host.read_index_many(requests)
 
@@ -245,11 +238,7 @@ class Driver:
         is known."""
         self._now_ms = now_ms
         self._waiters.expire(now_ms, Unknown("deadline"))
-        for number, group in list(self._reading.items()):
-            self._reads_waiting -= group.reads.expire(now_ms)
-            group.reads.take_back_late(now_ms)
-            if group.reads.idle():
-                del self._reading[number]
+        self._barriers.expire(now_ms)
 
     def close(self, reason: str = "closed") -> None:
         """Answer everybody: what never reached the host certainly has no effect."""
@@ -258,9 +247,7 @@ class Driver:
         for _, number, _ in queue:
             self._waiters.resolve(number, Rejected(RejectReason.CLOSED))
         self._waiters.fail_all(Unknown(reason))
-        for group in self._groups.values():
-            self._reads_waiting -= group.reads.fail_all(Rejected(RejectReason.CLOSED))
-        self._reading.clear()
+        self._barriers.fail_all(Rejected(RejectReason.CLOSED))
 
     # -- answers to effects -------------------------------------------------------------------------------------
 
@@ -299,6 +286,10 @@ class Driver:
     def snapshot_build_failed(self, group: int) -> None:
         """The host asks again; until then nothing is there."""
         self._touch(self._groups[group]).build = None
+
+    def snapshot_progress(self, offer: SendSnapshot) -> None:
+        """It is still on its way, so the host must not give it up yet."""
+        self._host.snapshot_progress(offer.group, offer.to_replica)
 
     def snapshot_sent(self, offer: SendSnapshot, ok: bool, *, file_lost: bool = False) -> None:
         """`file_lost`: there was nothing to send, so the next attempt needs a new file."""
@@ -347,7 +338,7 @@ class Driver:
         for number, read_id, index in batch.reads:
             found = self._groups.get(number)
             if found is not None:
-                self._reads_waiting -= found.reads.answered(read_id, index, found.machine.applied_index())
+                self._barriers.answered(found.reads, read_id, index, found.machine.applied_index())
         for number, request_id, reason, leader in batch.dropped:
             self._take_drop(number, request_id, Rejected(self._codes.drop_reasons[reason], leader))
         for number, role, term, leader in batch.roles:
@@ -379,6 +370,10 @@ class Driver:
             done()
         elif name == "removed" and group is not None:
             group.removed = True
+        elif name == "outcome_unknown":
+            # A snapshot stands for the entry at the proposal's index: nobody here can say whose entry that was.
+            self._waiters.resolve(value, Unknown(text))
+            return
         elif name == "snapshot_stale" and group is not None:
             group.built = None
             group.snapshot_minimum = max(value, group.snapshot_minimum or 0)
@@ -389,14 +384,12 @@ class Driver:
             return
         group = self._groups.get(number)
         if group is not None:
-            self._reads_waiting -= group.reads.dropped(request_id, rejected, self._now_ms)
+            self._barriers.dropped(group.reads, request_id, rejected, self._now_ms)
 
     def _apply(self, group: Group, items: Sequence[HostApply]) -> None:
         self._touch(group)
-        if self._applier.apply(group, items):
-            # The snapshot stands for entries that this host may have proposed: nobody here can say which.
-            self._waiters.fail_group(group.number, Unknown("a snapshot was installed over the proposal"))
-        self._reads_waiting -= group.reads.applied(group.machine.applied_index())
+        self._applier.apply(group, items)
+        self._barriers.applied(group.reads, group.machine.applied_index())
 
     def _plan(self) -> None:
         if not self._touched:
@@ -416,7 +409,6 @@ class Driver:
         group.machine.destroy()
         self._failpoints.reach("consensus.after_destroy")
         del self._groups[group.number]
-        self._reading.pop(group.number, None)
         self._effects.superseded.append((group.number, 0))
         if group.removed_done is not None:
             group.removed_done()
@@ -435,6 +427,9 @@ class Driver:
         if found is None or found.phase is Phase.REMOVING:
             raise ValueError(f"there is no group {group} here")
         return found
+
+    def _misfit(self, payload: bytes) -> Rejected | None:
+        return None if 0 < len(payload) <= self._limits.entry_bytes_max else Rejected(RejectReason.INVALID)
 
     def _refusal(self, group: int, count: int) -> Rejected | None:
         if self._closed:

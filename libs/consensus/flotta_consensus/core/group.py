@@ -104,12 +104,11 @@ class Applier:
         self._failpoints = failpoints
         self._entries_max = entries_max
 
-    def apply(self, group: Group, items: Sequence[HostApply]) -> bool:
-        """Apply in order, up to a snapshot: from there on the items wait in `group.deferred`, and True says that
-        an install began."""
+    def apply(self, group: Group, items: Sequence[HostApply]) -> None:
+        """Apply in order, up to a snapshot: an install begins, and from there on the items wait in `deferred`."""
         if group.phase is Phase.INSTALLING:
             group.deferred.extend(items)
-            return False
+            return
         entries: list[Entry] = []
         requests: list[int] = []
         next_index = group.machine.applied_index() + 1
@@ -122,7 +121,7 @@ class Applier:
                 membership, manifest = payload
                 group.begin_install(index, term, members_of(membership), manifest)
                 group.deferred = list(items[position + 1 :])
-                return True
+                return
             if index != next_index:
                 raise InvariantError(f"group {group.number}: entry {index} delivered, {next_index} expected")
             if kind == conf_kind:
@@ -133,7 +132,6 @@ class Applier:
             requests.append(request_id)
             next_index += 1
         self._run(group, entries, requests)
-        return False
 
     def _run(self, group: Group, entries: list[Entry], requests: list[int]) -> None:
         """The state first, the answers after: a waiter never hears of what is not applied."""

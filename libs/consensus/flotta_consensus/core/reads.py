@@ -8,6 +8,7 @@ has applied it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flotta_consensus.api import ReadDone, ReadOutcome, ReadReady, Rejected, RejectReason, Unknown
@@ -126,6 +127,58 @@ class GroupReads:
         if self.fresh_ms is None or flight.issued_ms > self.fresh_ms:
             self.fresh_ms = flight.issued_ms
         return _answer(flight.barriers, ReadReady(applied))
+
+
+class Barriers:
+    """The barriers of all groups of a process: bounded in number, one request for each group and turn."""
+
+    def __init__(self, count_max: int, new_id: Callable[[], int]) -> None:
+        self.waiting = 0
+        self._count_max = count_max
+        self._new_id = new_id
+        self._active: dict[int, GroupReads] = {}
+
+    def add(self, group: int, reads: GroupReads, done: ReadDone, deadline_ms: int) -> None:
+        if self.waiting >= self._count_max:
+            done(Rejected(RejectReason.OVERLOADED))
+            return
+        self.waiting += 1
+        self._active[group] = reads
+        reads.add(done, deadline_ms)
+
+    def requests(self, now_ms: int) -> list[tuple[int, int]]:
+        """(group, id) of the requests to make now."""
+        made: list[tuple[int, int]] = []
+        for group, reads in self._active.items():
+            if reads.wants_request(now_ms):
+                made.append((group, self._new_id()))
+                reads.issued(made[-1][1], now_ms)
+        return made
+
+    def answered(self, reads: GroupReads, read_id: int, index: int, applied: int) -> None:
+        self.waiting -= reads.answered(read_id, index, applied)
+
+    def applied(self, reads: GroupReads, applied: int) -> None:
+        self.waiting -= reads.applied(applied)
+
+    def dropped(self, reads: GroupReads, read_id: int, rejected: Rejected, now_ms: int) -> None:
+        self.waiting -= reads.dropped(read_id, rejected, now_ms)
+
+    def expire(self, now_ms: int) -> None:
+        for group, reads in list(self._active.items()):
+            self.waiting -= reads.expire(now_ms)
+            reads.take_back_late(now_ms)
+            if reads.idle():
+                del self._active[group]
+
+    def fail_group(self, group: int, outcome: ReadOutcome) -> None:
+        reads = self._active.pop(group, None)
+        if reads is not None:
+            self.waiting -= reads.fail_all(outcome)
+
+    def fail_all(self, outcome: ReadOutcome) -> None:
+        for group in list(self._active):
+            self.fail_group(group, outcome)
 
 
 def _answer(barriers: list[Barrier], outcome: ReadOutcome) -> int:
