@@ -143,6 +143,16 @@ fn tombstones_outlive_restarts_and_a_removed_replica_never_comes_back() {
 }
 
 #[test]
+fn a_joint_change_is_over_without_waiting_for_a_heartbeat() {
+    let (mut cluster, leader) = trio();
+    let [second, third] = others(leader);
+    cluster.change(leader, 1, &[Change::Learner(replica(second)), Change::Learner(replica(third))]);
+    let conf = cluster.status(third).membership;
+    assert_eq!((conf.voters, conf.learners), (vec![replica(leader)], vec![replica(second), replica(third)]));
+    assert_eq!(cluster.status(leader).committed, 4);
+}
+
+#[test]
 fn a_joint_change_leaves_by_itself_even_across_a_change_of_leader() {
     let mut cluster = Cluster::new(5, &[1, 2, 3], |_| ());
     let leader = cluster.elect();
@@ -209,4 +219,25 @@ fn frames_from_a_broken_or_foreign_peer_change_nothing() {
     cluster.settle();
     let status = cluster.status(leader);
     assert_eq!((status.role, status.term, status.committed), (2, term, before));
+}
+
+#[test]
+fn a_group_may_be_removed_and_created_again_before_the_next_round() {
+    let disk = SimDisk::new(1);
+    let mut host = lone(&disk, &[]);
+    put(&mut host, GROUP, 1, b"old life").unwrap();
+    host.campaign(GROUP);
+    host.remove_group(GROUP).unwrap();
+    let fresh = 1 << 32 | 2;
+    host.create_group(GROUP, fresh, &[fresh]).unwrap().unwrap();
+    host.campaign(GROUP);
+    host.drive(&mut |_| ()).unwrap();
+    put(&mut host, GROUP, 2, b"new life").unwrap();
+    let names: Vec<_> = host.take_out().events.iter().map(|event| (event.name, event.number)).collect();
+    assert_eq!(names, [("created", replica(1)), ("removed", replica(1)), ("created", fresh)]);
+    drop(host);
+    disk.crash();
+    let host = open(&disk, options(1), &[]).unwrap();
+    assert_eq!((only(&host).replica, only(&host).last_index), (fresh, 3));
+    assert_eq!(&host.entries(GROUP, 3, 3)[0].data[..], b"new life");
 }

@@ -228,3 +228,31 @@ fn nothing_is_ever_written_without_being_synced() {
     let host = open(&disk, options(1), &[(GROUP, 50)]).unwrap();
     assert_eq!(only(&host).committed, 52);
 }
+
+/// Leaves a written, unsynced frame of that many payload bytes, as kill -9 does.
+fn killed_before_its_sync(payload_bytes: usize) -> SimDisk {
+    let disk = SimDisk::new(8);
+    let mut host = lone(&disk, &[]);
+    host.failpoints.arm("raft.before_sync", 1).unwrap();
+    assert!(put(&mut host, GROUP, 1, &vec![1; payload_bytes]).is_err());
+    assert!(disk.unsynced_bytes() > 0);
+    disk
+}
+
+#[test]
+fn what_a_killed_process_left_in_the_page_cache_is_durable_once_it_was_read() {
+    // Also where the segment is so full that the next life begins in a new one.
+    let mut rotated = 0;
+    for payload_bytes in [20].into_iter().chain((15_900..16_300).step_by(8)) {
+        let disk = killed_before_its_sync(payload_bytes);
+        let host = open(&disk, options(1), &[]).unwrap();
+        assert_eq!(only(&host).last_index, 3);
+        rotated += host.log_stats().rotations;
+        drop(host);
+        for _ in 0..3 {
+            disk.crash();
+            assert_eq!(only(&open(&disk, options(1), &[]).unwrap()).last_index, 3, "{payload_bytes}");
+        }
+    }
+    assert!(rotated > 0, "no segment was full");
+}

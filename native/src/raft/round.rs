@@ -74,7 +74,8 @@ impl Host {
     /// Take what a group has ready: into the log's frame, into its store, and out what may leave at once.
     fn collect(&mut self, id: u64, sync: &mut bool) -> Option<Turn> {
         let frame_bytes_max = self.options.message_bytes_max as usize;
-        let group = self.groups.get_mut(&id)?;
+        // Named twice when a group was removed and created again since: one ready at a time.
+        let group = self.groups.get_mut(&id).filter(|group| group.dirty)?;
         group.dirty = false;
         group.note_role(&mut self.out);
         group.note_wish(self.ticks, &self.options, &mut self.out);
@@ -120,6 +121,9 @@ impl Host {
         let node_num = self.options.node_num;
         // Removed by a command between two rounds at the earliest, never inside one.
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        if !after_sync.is_empty() {
+            self.failpoints.pass(points::BEFORE_SEND)?;
+        }
         self.out.send(node_num, id, after_sync, frame_bytes_max);
         let mut light = group.node.advance_append(ready);
         self.out.send(node_num, id, light.take_messages(), frame_bytes_max);
