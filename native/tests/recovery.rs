@@ -231,7 +231,7 @@ fn nothing_is_ever_written_without_being_synced() {
 
 /// Leaves a written, unsynced frame of that many payload bytes, as kill -9 does.
 fn killed_before_its_sync(payload_bytes: usize) -> SimDisk {
-    let disk = SimDisk::new(8);
+    let disk = SimDisk::new(payload_bytes as u64);
     let mut host = lone(&disk, &[]);
     host.failpoints.arm("raft.before_sync", 1).unwrap();
     assert!(put(&mut host, GROUP, 1, &vec![1; payload_bytes]).is_err());
