@@ -142,9 +142,6 @@ class Dispatcher:
         self._bytes = 0
         self._number = 0
         self._spread = 0
-        self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @property
     def calls_open(self) -> int:
@@ -183,11 +180,6 @@ class Dispatcher:
         for call in list(self._parked):
             if current.route_of(call.request.key) is not call.route:
                 self._resume(call)
-
-    async def drain(self) -> None:
-        """Refuse new calls and wait until the open ones are answered; each has a deadline."""
-        self._draining = True
-        await self._idle.wait()
 
     def close(self) -> None:
         """Answer what is still open."""
@@ -237,8 +229,6 @@ class Dispatcher:
             call.size = len(request.value)
         elif isinstance(request, DeleteRequest):
             validation.check_delete(request)
-        if self._draining:
-            raise Unavailable("this gateway is shutting down")
         options = self._options
         if len(self._open) >= options.calls_max or (self._bytes and self._bytes + call.size > options.bytes_max):
             raise RateLimited("too many requests are open on this gateway", retry_after_ms=OVERLOAD_RETRY_AFTER_MS)
@@ -249,7 +239,6 @@ class Dispatcher:
         call.size += len(request.key)
         self._bytes += call.size
         self._open.add(call)
-        self._idle.clear()
 
     def _launch(self, call: Call, now_ms: float, batches: _Batches, to: str, foreign_epoch: bool) -> None:
         """Put an attempt into `batches`, for `to` or whoever the map names."""
@@ -437,6 +426,4 @@ class Dispatcher:
         if call in self._open:
             self._open.discard(call)
             self._bytes -= call.size
-            if not self._open:
-                self._idle.set()
         call.operation = None

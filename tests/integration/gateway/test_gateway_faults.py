@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -53,15 +54,16 @@ async def test_a_leader_hint_is_followed(cluster: FakeCluster, start_gateway: St
 
 
 async def test_hints_in_a_circle_end_with_the_deadline(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster)
+    _, stub = await start_gateway(cluster, deadline_default_ms=500)
     leader, other = cluster.leader_of(SHARD), others(cluster)[0]
 
     def to(node: FakeNode) -> Callable[[sp.Operation], sp.Reply]:
         return lambda _op: sp.Reply(code=Status.NOT_LEADER, shard_id=SHARD, leader_hint=node.address)
 
     leader.fault, other.fault = to(other), to(leader)
-    answer = await stub.Put(put(), timeout=0.5)
-    assert answer.status.code == Status.NOT_LEADER
+    answer = await stub.Put(put())
+    # TIMEOUT only if the last attempt was on its way when the time was up.
+    assert answer.status.code in (Status.NOT_LEADER, Status.TIMEOUT)
     assert answer.status.leader_hint in (leader.address, other.address)
     assert answer.status.shard_id == SHARD
     assert 4 <= len(leader.seen) + len(other.seen) <= 30  # it tried, with pauses
@@ -92,15 +94,19 @@ async def test_a_moved_shard_is_found_by_its_hint_when_the_map_is_behind(
 
 
 async def test_refreshes_are_throttled(cluster: FakeCluster, start_gateway: Start) -> None:
-    gateway, stub = await start_gateway(cluster, map_refresh_min_ms=400)
+    gateway, stub = await start_gateway(cluster, map_refresh_min_ms=400, deadline_default_ms=300)
     await stub.Get(get())
     gets, refreshes = cluster.coordinator.gets, gateway.maps.refreshes
     for node in cluster.nodes:
         node.fault = lambda _op: sp.Reply(code=Status.SHARD_MOVED, shard_id=SHARD)
-    answers = await asyncio.gather(*(stub.Get(get(), timeout=0.3) for _ in range(50)))
-    assert {answer.status.code for answer in answers} == {Status.SHARD_MOVED}
-    assert 1 <= gateway.maps.refreshes - refreshes <= 2
-    assert cluster.coordinator.gets - gets <= 3
+    began = time.monotonic()
+    answers = await asyncio.gather(*(stub.Get(get()) for _ in range(50)))
+    refreshes_max = 2 + int((time.monotonic() - began) / 0.4)
+    # The last attempt of some may be on its way when their time is up.
+    assert {answer.status.code for answer in answers} <= {Status.SHARD_MOVED, Status.TIMEOUT}
+    assert sum(len(node.seen) for node in cluster.nodes) > 60
+    assert 1 <= gateway.maps.refreshes - refreshes <= refreshes_max
+    assert cluster.coordinator.gets - gets <= refreshes_max + 1
 
 
 @pytest.mark.parametrize("code", [Status.UNAVAILABLE, Status.NOT_LEADER, Status.SHARD_MOVED])
@@ -149,11 +155,11 @@ async def test_a_write_with_a_request_id_is_repeated_and_happens_once(
 
 
 async def test_doubt_stays_when_later_attempts_are_refused(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster)
+    _, stub = await start_gateway(cluster, deadline_default_ms=1000)
     leader = cluster.leader_of(SHARD)
     unsaid: list[Any] = ["apply-and-die"]
     leader.fault = lambda _op: unsaid.pop() if unsaid else sp.Reply(code=Status.UNAVAILABLE, message="no leader")
-    answer = await stub.Put(put("id-1"), timeout=1)
+    answer = await stub.Put(put("id-1"))
     assert answer.status.code == Status.TIMEOUT
     assert "may have happened" in answer.status.message
     assert len(leader.seen) > 1
@@ -183,12 +189,12 @@ async def test_a_killed_leader_costs_nothing_but_the_election(cluster: FakeClust
 
 
 async def test_nobody_to_serve_is_unavailable_not_timeout(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster)
+    _, stub = await start_gateway(cluster, deadline_default_ms=1000)
     await stub.Put(put())
     for node in cluster.nodes:
         await node.kill()
     await asyncio.sleep(0.1)
-    answer = await stub.Put(put(), timeout=0.5)
+    answer = await stub.Put(put())
     assert answer.status.code == Status.UNAVAILABLE
     assert "cannot be reached" in answer.status.message
 
@@ -208,24 +214,26 @@ async def test_the_clients_deadline_holds_against_a_silent_node(cluster: FakeClu
     gateway, stub = await start_gateway(cluster)
     leader = cluster.leader_of(SHARD)
     leader.fault = lambda _op: "drop"
-    write = await stub.Put(put(), timeout=0.3)
-    assert write.status.code == Status.TIMEOUT
-    assert "may have happened" in write.status.message
-    read = await stub.Get(get(), timeout=0.3)
-    assert read.status.code == Status.TIMEOUT
-    assert "may have happened" not in read.status.message
-    assert gateway.dispatcher.calls_open == 0
-    assert [op.deadline_ms <= 300 for op in leader.seen] == [True, True]
+    for request in (stub.Put(put(), timeout=0.4), stub.Get(get(), timeout=0.4)):
+        try:
+            assert (await request).status.code == Status.TIMEOUT
+        except grpc.aio.AioRpcError as error:  # on a busy machine the client's own timer may be the first
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await wait_until(lambda: gateway.dispatcher.calls_open == 0)
+    assert [op.deadline_ms <= 400 for op in leader.seen] == [True, True]
 
 
-async def test_the_default_deadline_holds_for_clients_without_one(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster, deadline_default_ms=200)
+async def test_a_timeout_says_whether_something_may_have_happened(cluster: FakeCluster, start_gateway: Start) -> None:
+    _, stub = await start_gateway(cluster, deadline_default_ms=300)
     cluster.leader_of(SHARD).fault = lambda _op: "drop"
-    assert (await stub.Put(put())).status.code == Status.TIMEOUT
+    write, read = await stub.Put(put()), await stub.Get(get())
+    assert (write.status.code, read.status.code) == (Status.TIMEOUT, Status.TIMEOUT)
+    assert "may have happened" in write.status.message
+    assert "may have happened" not in read.status.message
 
 
 async def test_a_read_without_an_answer_is_asked_again(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster, attempt_ms=100)
+    _, stub = await start_gateway(cluster, attempt_ms=100, deadline_default_ms=2000)
     await stub.Put(put())
     leader = cluster.leader_of(SHARD)
     leader.fault = first_time("drop")
@@ -233,14 +241,14 @@ async def test_a_read_without_an_answer_is_asked_again(cluster: FakeCluster, sta
     leader.fault = first_time("drop")
     assert (await stub.Put(put("id-1"))).status.code == Status.OK
     leader.fault = first_time("drop")
-    assert (await stub.Put(put(), timeout=0.4)).status.code == Status.TIMEOUT
+    assert (await stub.Put(put())).status.code == Status.TIMEOUT
 
 
 async def test_a_late_reply_to_a_given_up_attempt_is_dropped(cluster: FakeCluster, start_gateway: Start) -> None:
-    gateway, stub = await start_gateway(cluster, attempt_ms=60)
+    gateway, stub = await start_gateway(cluster, attempt_ms=60, deadline_default_ms=500)
     await stub.Put(put())
     cluster.leader_of(SHARD).delay_s = 0.15
-    answer = await stub.Get(get(), timeout=0.5)
+    answer = await stub.Get(get())
     assert answer.status.code == Status.TIMEOUT
     cluster.leader_of(SHARD).delay_s = 0.0
     assert (await stub.Get(get())).kv.value == b"v"
@@ -248,9 +256,9 @@ async def test_a_late_reply_to_a_given_up_attempt_is_dropped(cluster: FakeCluste
 
 
 async def test_overload_is_answered_early(cluster: FakeCluster, start_gateway: Start) -> None:
-    gateway, stub = await start_gateway(cluster, node_operations_max=5, requests_max=8)
+    gateway, stub = await start_gateway(cluster, node_operations_max=5, requests_max=8, deadline_default_ms=500)
     cluster.leader_of(SHARD).fault = lambda _op: "drop"
-    answers = await asyncio.gather(*(stub.Put(put(), timeout=0.5) for _ in range(20)))
+    answers = await asyncio.gather(*(stub.Put(put()) for _ in range(20)))
     codes = [answer.status.code for answer in answers]
     assert codes.count(Status.TIMEOUT) == 5
     assert codes.count(Status.RATE_LIMITED) == 15
@@ -261,10 +269,10 @@ async def test_overload_is_answered_early(cluster: FakeCluster, start_gateway: S
 
 
 async def test_bytes_are_bounded_too(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster, request_bytes_max=10_000)
+    _, stub = await start_gateway(cluster, request_bytes_max=10_000, deadline_default_ms=300)
     cluster.leader_of(SHARD).fault = lambda _op: "drop"
     big = gw.PutRequest(key=KEY, value=b"x" * 6_000)
-    answers = await asyncio.gather(*(stub.Put(big, timeout=0.3) for _ in range(3)))
+    answers = await asyncio.gather(*(stub.Put(big) for _ in range(3)))
     assert sorted(answer.status.code for answer in answers) == [Status.RATE_LIMITED] * 2 + [Status.TIMEOUT]
 
 
@@ -306,7 +314,7 @@ async def test_a_node_that_never_answers_a_connect_counts_as_unreachable(
     cluster.state.nodes[f"node-{number}"].address = proxy.address
     try:
         _, stub = await start_gateway(cluster, connect_timeout_ms=200)
-        answer = await stub.Put(put(), timeout=1)
+        answer = await stub.Put(put())
         # Another replica was asked, and it named the leader by the address at which it can be reached.
         assert answer.status.code == Status.OK
     finally:
@@ -316,8 +324,8 @@ async def test_a_node_that_never_answers_a_connect_counts_as_unreachable(
 async def test_a_wrong_token_is_said_and_harms_nothing(cluster: FakeCluster, start_gateway: Start) -> None:
     for node in cluster.nodes:
         node.token = "another"
-    _, stub = await start_gateway(cluster)
-    answer = await stub.Put(put(), timeout=0.5)
+    _, stub = await start_gateway(cluster, deadline_default_ms=500)
+    answer = await stub.Put(put())
     assert answer.status.code == Status.UNAVAILABLE
     assert "Missing or invalid internal gRPC token" in answer.status.message
     assert not any(node.seen for node in cluster.nodes)
