@@ -81,7 +81,7 @@ class StorageSettings(GrpcSettings):
     catch_up_entries: int = Field(
         default=256, ge=1, description="A new replica this close to the leader's log may become a voter."
     )
-    tick_ms: DurationMs = Field(default=100, description="Length of a Raft tick; a heartbeat is two ticks.")
+    tick_ms: DurationMs = Field(default=50, description="Length of a Raft tick; a heartbeat is two ticks.")
     election_ticks: int = Field(
         default=10, ge=5, le=1_000, description="Ticks without a leader after which a replica stands for election."
     )
