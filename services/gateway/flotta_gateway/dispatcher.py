@@ -14,18 +14,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from flotta_proto.flotta.storage_pb2 import GET, Operation, Reply
+from flotta_proto.flotta.storage_pb2 import GET, Reply
 from flotta_proto.kvdb.gateway_pb2 import DeleteRequest, GetRequest, PutRequest, Status
 from flotta_runtime.clock import Clock
 from flotta_runtime.errors import FlottaError, KvCode, RateLimited, Unavailable
 
+from flotta_gateway.call import Call, Links, Maps, Observer
 from flotta_gateway.core import replies, retry, routing, validation
 from flotta_gateway.core.deadlines import DeadlineWheel
-from flotta_gateway.core.replies import Request, Response
-from flotta_gateway.core.retry import Failure, Fate, History
-from flotta_gateway.core.shard_map import Route, ShardMap
+from flotta_gateway.core.replies import Response
+from flotta_gateway.core.retry import Failure, Fate
+from flotta_gateway.core.shard_map import Route
 from flotta_gateway.storage_link import Attempt, Lost, Reason, StorageLink
 
 TICK_MS = 10
@@ -35,43 +35,6 @@ NO_SHARDS = "the cluster has no shards yet: initialise it with POST /admin/confi
 _RETRIED = frozenset({KvCode.UNAVAILABLE, KvCode.TIMEOUT, KvCode.NOT_LEADER, KvCode.SHARD_MOVED})
 
 
-class Call:
-    """One request on its way. The gateway's state of it; the transport only reads `kind` and `request`."""
-
-    __slots__ = (
-        "any_replica",
-        "attempt",
-        "deadline_ms",
-        "done",
-        "history",
-        "kind",
-        "last",
-        "link",
-        "operation",
-        "request",
-        "resend",
-        "route",
-        "size",
-        "timer",
-    )
-
-    def __init__(self, kind: int, request: Request, deadline_ms: float, done: Callable[[Response], None]) -> None:
-        self.kind = kind
-        self.request = request
-        self.deadline_ms = deadline_ms  # on the monotonic clock
-        self.done: Callable[[Response], None] | None = done  # None: answered
-        self.size = 0
-        self.operation: Operation | None = None
-        self.any_replica = False
-        self.history: History = retry.NEW
-        self.last: Failure | None = None
-        self.route: Route | None = None
-        self.attempt: Attempt[Call] | None = None
-        self.link: StorageLink[Call] | None = None
-        self.resend: retry.Resend | None = None  # parked until its timer or a new map
-        self.timer: asyncio.TimerHandle | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class DispatcherOptions:
     """Bounds and times."""
@@ -79,36 +42,6 @@ class DispatcherOptions:
     calls_max: int = 20_000
     bytes_max: int = 256 * 1024 * 1024
     attempt_ms: int = 1_500  # a repeatable operation is tried elsewhere after this long without an answer
-
-
-class Links(Protocol):
-    """Where the link to a node comes from."""
-
-    def link_to(self, address: str) -> StorageLink[Call]: ...
-
-
-class Maps(Protocol):
-    """The newest map, and a way to ask for a newer one."""
-
-    @property
-    def current(self) -> ShardMap: ...
-
-    @property
-    def answered(self) -> bool:
-        """Whether a coordinator has been heard, so that a missing map is no longer just late."""
-        ...
-
-    def refresh_soon(self) -> None: ...
-
-
-class Observer(Protocol):
-    """What is counted."""
-
-    def batch(self, size: int) -> None: ...
-
-    def answered(self, kind: int, code: int) -> None: ...
-
-    def resent(self, code: int) -> None: ...
 
 
 _Batches = dict[StorageLink[Call], list[Attempt[Call]]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from flotta_runtime.tasks import Supervisor
 
-from flotta_gateway.dispatcher import Call
+from flotta_gateway.call import Call
 from flotta_gateway.storage_link import LinkEvents, LinkOptions, StorageLink
 
 

@@ -20,8 +20,9 @@ from flotta_proto.kvdb.gateway_pb2 import (
 from flotta_proto.kvdb.gateway_pb2_grpc import KvGatewayServicer
 from flotta_runtime.clock import Clock
 
+from flotta_gateway.call import Call
 from flotta_gateway.core.replies import Request, Response
-from flotta_gateway.dispatcher import Call, Dispatcher
+from flotta_gateway.dispatcher import Dispatcher
 
 # Answer a little before the client's own timer rings, so that it hears more than DEADLINE_EXCEEDED.
 _EARLY_MS_MAX = 20.0

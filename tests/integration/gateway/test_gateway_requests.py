@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from fake_cluster import TOKEN, FakeCluster, wait_until
-from flotta_gateway.dispatcher import Call
+from flotta_gateway.call import Call
 from flotta_proto.flotta import storage_pb2 as sp
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2 import Status
