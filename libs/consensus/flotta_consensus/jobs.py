@@ -7,6 +7,7 @@ loop's thread alone.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -94,7 +95,10 @@ class Jobs:
     async def _build(self, build: BuildSnapshot) -> None:
         try:
             manifest = await self._in_bulk(self._files.build, build.group, build.source)
-        except OSError as error:  # a full disk: nothing is lost, the host asks again
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise  # a disk that fails or lies: nothing more is trusted to it
+            # A full disk: nothing is lost, and the host asks again.
             self._driver.snapshot_build_failed(build.group)
             self._report(HostEvent(build.group, "snapshot_build_failed", build.index, str(error)))
             return
