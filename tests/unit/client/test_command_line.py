@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -231,3 +233,26 @@ def test_a_command_whose_package_is_missing_says_what_to_install(monkeypatch: py
     assert ended.exit_code == 2
     assert "no_such_package" in ended.stderr
     assert "pip install 'flotta[server]'" in ended.stderr
+
+
+def test_the_bare_install_is_enough_for_everything_but_dev() -> None:
+    program = """
+import sys
+
+class Absent:
+    names = {"flotta_runtime", "pydantic_settings", "structlog", "uvloop", "prometheus_client", "uvicorn", "fastapi",
+             "grpc_health", "grpc_reflection", "tenacity", "rocksdict", "flotta_native", "httptools"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ImportError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Absent())
+from flotta.cli import main
+sys.argv = ["flotta", *sys.argv[1:]]
+main()
+"""
+    shown = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    started = subprocess.run([sys.executable, "-c", program, "dev"], capture_output=True, timeout=60)
+    assert started.returncode == 2
+    assert b"pip install 'flotta[server]'" in started.stderr
