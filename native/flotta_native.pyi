@@ -221,7 +221,10 @@ class RaftHost:
     def change_membership(
         self, group: int, request_id: int, changes: Sequence[tuple[Literal["voter", "learner", "remove"], int]]
     ) -> None:
-        """One change is a simple one; several are one joint change that leaves by itself."""
+        """One change is a simple one; several are one joint change that leaves by itself.
+
+        Make a new replica a learner, and a voter only once `matched` shows that it caught up: until its snapshot
+        arrives it cannot vote, and a group that counts on it may be left without a leader."""
     def snapshot_ready(self, group: int, index: int, manifest: bytes) -> None:
         """The application built a snapshot at exactly `index`; a `snapshot_stale` event asks for a newer one."""
     def report_snapshot(self, group: int, to_replica: int, ok: bool) -> None: ...

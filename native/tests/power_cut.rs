@@ -218,6 +218,12 @@ impl Run {
         if other != target && self.rng.one_in(2) {
             changes.push(Change::Learner(other));
         }
+        // A blank replica has no vote, so a group that counts on it may be left without a leader: the rule is
+        // learner first, voter when it caught up.
+        let caught_up = self.cluster.status(node).matched.get(&target).is_some_and(|matched| *matched > 0);
+        if matches!(changes[0], Change::Voter(_)) && !caught_up {
+            changes[0] = Change::Learner(target);
+        }
         // Never fewer than two voters besides those that change.
         let voters: BTreeSet<u64> = self.cluster.status(node).membership.voters.iter().copied().collect();
         if voters.len() >= 3 || changes.iter().all(|change| matches!(change, Change::Voter(_))) {
@@ -266,7 +272,10 @@ impl Run {
                 self.check(node);
             }
         }
-        let leader = self.cluster.leader().expect("a healed cluster has a leader");
+        let Some(leader) = self.cluster.leader() else {
+            let states: Vec<_> = (1..=4).map(|node| self.cluster.status(node)).collect();
+            panic!("a healed cluster has no leader: {states:#?}");
+        };
         self.next_request += 1;
         let last = self.next_request;
         self.cluster.put(leader, last, b"the end");
@@ -289,7 +298,9 @@ impl Run {
 fn nothing_acknowledged_is_lost_whatever_happens() {
     let seeds: u64 = std::env::var("FLOTTA_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
     let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for seed in 1..=seeds {
+    // One seed alone, to replay it.
+    let only: Option<u64> = std::env::var("FLOTTA_SEED").ok().and_then(|seed| seed.parse().ok());
+    for seed in only.map_or(1..=seeds, |seed| seed..=seed) {
         let outcome = std::panic::catch_unwind(|| {
             let mut run = Run::new(seed);
             for _ in 0..700 {
@@ -308,6 +319,9 @@ fn nothing_acknowledged_is_lost_whatever_happens() {
         }
     }
     println!("{seen:?}");
+    if only.is_some() {
+        return;
+    }
     for what in [
         "failpoints",
         "torn",

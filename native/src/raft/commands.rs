@@ -227,6 +227,12 @@ impl Host {
             self.out.event(id, "unknown_group", 0, "to be removed");
             return Ok(());
         };
+        // What waits for the next frame may be about this group, a compaction say. It goes into a frame before the
+        // removal: a frame that begins a segment begins with the states after it, and a record of a group that is
+        // gone by then would read as one that comes before the group's creation.
+        if self.log.has_records() {
+            self.flush()?;
+        }
         self.failpoints.pass(points::BEFORE_REMOVE_RECORD)?;
         if let Some(mut group) = self.groups.remove(&id) {
             for read in group.reads.drop_all() {
