@@ -9,14 +9,21 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from flotta_consensus.api import Committed, Entry, EntryKind, Members, Outcome, Rejected, replica_id
+from flotta_consensus.api import Committed, Entry, EntryKind, Members, Outcome, Rejected, node_of, replica_id
 from flotta_consensus.sim.history import Verdict
 from flotta_consensus.sim.process import SimProcess, World
-from flotta_storage.core.moves import Change, ChangeMembers, Intent, LeaderView, TransferLeader, next_step
+from flotta_storage.core.moves import (
+    CATCH_UP_ENTRIES,
+    Change,
+    ChangeMembers,
+    Intent,
+    LeaderView,
+    TransferLeader,
+    next_step,
+)
 from shard_service import Reply, ShardService
 
 CHANGE_TIMEOUT_MS = 2_000
-CATCH_UP_ENTRIES = 8
 
 
 class Configurations:
@@ -57,6 +64,7 @@ class Admin:
         self._services = services
         self._configurations = configurations
         self._rng = rng
+        self._catch_up_entries = rng.choice((8, CATCH_UP_ENTRIES))
         self._next_sequence = next_sequence
         self._targets: dict[int, frozenset[int]] = {}
         self._condemned: set[int] = set()  # replicas that a change removes, or may yet: never asked for again
@@ -80,7 +88,8 @@ class Admin:
             return
         rng, world = self._rng, self._world
         voters = set(self._configurations.members(group).voters)
-        free = [node for node in sorted(world.nodes) if group not in world.nodes[node].intents]
+        taken = {node_of(voter) for voter in voters}
+        free = [node for node in sorted(world.nodes) if group not in world.nodes[node].intents and node not in taken]
         targets = voters - self._condemned
         if not targets:
             return
@@ -124,7 +133,7 @@ class Admin:
             active=status.recent_active,
             snapshots=frozenset(status.pending_snapshot),
         )
-        step = next_step(view, Intent(targets), CATCH_UP_ENTRIES)
+        step = next_step(view, Intent(targets), self._catch_up_entries)
         if isinstance(step, ChangeMembers):
             self.change(leader, group, step.changes)
         elif isinstance(step, TransferLeader):

@@ -130,7 +130,7 @@ class Client:
             self._requests += 1
             prefix = b"flotta:%d:" % self._world.wall_ms if rng.random() < 0.8 else b"foreign-"
             request_id = prefix + b"%d-%d" % (self.number, self._requests)
-        padding_bytes = rng.randrange(1_500) if kind != "delete" and rng.random() < 0.3 else 0
+        padding_bytes = rng.randrange(1_500) if kind != "delete" and rng.random() < 0.5 else 0
         return Shape(kind, key, condition, ttl_ms, request_id, padding_bytes)
 
     def _attempt(self, group: int, shape: Shape, attempt: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from flotta_consensus.api import Members, node_of, replica_id
 from flotta_consensus.failpoints import CONSENSUS_FAILPOINTS
@@ -95,9 +96,9 @@ class ShardWorld:
                 number, profile.groups, self.observer, failpoints, rng.getrandbits(63), background_flush_one_in
             )
             self.services[number] = ShardService(SimProcess(self.world, number, store, failpoints))
-        self.births = self._place_births()
         for number in numbers:
             self.world.nodes[number].start()
+        self.births = self._place_births()
         self.admin = Admin(self.world, self.services, self.configurations, stream(seed, "admin"), 1_000)
         self.nemesis = Nemesis(self.world, profile.faults, (*CONSENSUS_FAILPOINTS, *STATE_FAILPOINTS))
         self._schedule_changes()
@@ -131,8 +132,10 @@ class ShardWorld:
                 voters.append(replica_id(node, sequence))
             births[group] = tuple(voters)
             self.configurations.born(group, voters)
+            # No node hears of a new shard at the same moment as another, and some are down just then.
             for voter in voters:
-                self.world.nodes[node_of(voter)].place(group, voter, voters)
+                place = partial(self.world.nodes[node_of(voter)].place, group, voter, voters)
+                self.world.scheduler.after(rng.randrange(800 * US_PER_MS), place)
         return births
 
     def _schedule_changes(self) -> None:

@@ -93,7 +93,7 @@ class Nemesis:
         node = self._leader_or_any()
         if node is None:
             return
-        if self._rng.random() < 0.5:
+        if self._rng.random() < 0.7:
             # In the middle of its next write, where a crash between two events never is.
             node.host.arm_failpoint(self._rng.choice(("raft.after_append", "raft.before_sync")), 1)
         else:
@@ -101,10 +101,12 @@ class Nemesis:
 
     def _crash_all(self) -> None:
         self._world.transcript.count("crashes_of_all")
-        power = self._rng.random() < 0.8
-        for number in sorted(self._world.nodes):
-            if self._world.nodes[number].alive:
-                self._world.nodes[number].crash(power=power, why="nemesis, all")
+        power, amid = self._rng.random() < 0.8, self._rng.random() < 0.5
+        for _, node in sorted(self._world.nodes.items()):
+            if node.alive and amid:
+                node.host.arm_failpoint("raft.before_sync", 1)
+            elif node.alive:
+                node.crash(power=power, why="nemesis, all")
 
     def _arm(self) -> None:
         """A point that is passed often needs many hits to be met at an odd moment."""

@@ -314,6 +314,7 @@ class SimProcess:
 
     def fill_disk(self, log_bytes: int, state_bytes: int) -> None:
         self.disk_faulty = True
+        self.files.full = self.rng.random() < 0.5
         self.disk.fill_up_after(log_bytes)
         self.store.fill_up_after(state_bytes)
 

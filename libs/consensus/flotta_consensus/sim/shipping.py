@@ -69,13 +69,27 @@ class SnapshotShipping:
         process.failpoints.reach("consensus.after_flush")
         process.world.transcript.count("flushes")
         process.driver.flushed(flush.group, index)
+        if not process.driver.installing(flush.group):
+            self._delete_incoming(flush.group, index)
+
+    def _delete_incoming(self, group: int, up_to_index: int) -> None:
+        """Received files whose state, or a newer one, the machine holds durably."""
+        for name in self._process.files.names():
+            parts = name.split("-")
+            if len(parts) == 3 and parts[0] == str(group) and int(parts[1]) <= up_to_index:
+                self._process.files.delete(name)
 
     def _build(self, build: BuildSnapshot) -> None:
         process = self._process
         content = b"".join(build.source.chunks(CHUNK_BYTES))
         build.source.close()
         name = built_name(build.group, build.index)
-        process.files.write(name, content)
+        try:
+            process.files.write(name, content)
+        except OSError:  # the disk is full: nothing is lost, the host asks again
+            process.world.transcript.count("snapshot_builds_failed")
+            process.driver.snapshot_build_failed(build.group)
+            return
         process.failpoints.reach("consensus.before_snapshot_sync")
         process.files.sync(name)
         process.failpoints.reach("consensus.after_snapshot_build")
@@ -91,7 +105,7 @@ class SnapshotShipping:
         content = process.files.read(manifest.name)
         if content is None or hashlib.sha256(content).digest() != manifest.sha256:
             process.world.transcript.count("snapshots_gone_before_sending")
-            process.driver.snapshot_sent(offer, False)
+            process.driver.snapshot_sent(offer, False, file_lost=content is None)
             return
         self._offers += 1
         number = self._offers
@@ -113,8 +127,14 @@ class SnapshotShipping:
             lambda: target.run(lambda: target.shipping.receive(offer, manifest, content, answer)),
             faithful=True,
         )
+        process.later(100, 400, lambda: self._progress(number))
         timeout_ms = SEND_TIMEOUT_MS + process.rng.randrange(500)
         process.later(timeout_ms, timeout_ms + 1, lambda: self._answered(number, False))
+
+    def _progress(self, number: int) -> None:
+        offer = self._awaited.get(number)
+        if offer is not None:
+            self._process.driver.snapshot_progress(offer)
 
     def _answered(self, number: int, ok: bool) -> None:
         offer = self._awaited.pop(number, None)
@@ -128,7 +148,11 @@ class SnapshotShipping:
         if hashlib.sha256(content).digest() != manifest.sha256:
             raise SafetyViolation(f"{process.name} received a damaged snapshot of group {offer.group}")
         name = incoming_name(offer.group, manifest.index, manifest.sha256)
-        process.files.write(name, content)
+        try:
+            process.files.write(name, content)
+        except OSError:
+            answer(False)
+            return
         process.failpoints.reach("consensus.before_incoming_sync")
         process.files.sync(name)
         process.failpoints.reach("consensus.after_incoming_sync")
@@ -151,7 +175,7 @@ class SnapshotShipping:
         process.failpoints.reach("consensus.before_install_commit")
         process.driver.install(install.group, sink)
         process.failpoints.reach("consensus.after_install_commit")
-        process.files.delete(name)
+        self._delete_incoming(install.group, install.index)
         process.failpoints.reach("consensus.after_install_delete")
         process.world.transcript.count("snapshots_installed")
         process.note(f"installed snapshot of group {install.group} at {install.index}")
