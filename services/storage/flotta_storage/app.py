@@ -192,9 +192,9 @@ class StorageNode:
         await self._server.stop(_STREAM_GRACE_MS)
         if self._http is not None:
             await self._http.stop()
+        await self._supervisor.stop()  # the tasks first: none of them must meet a closed host
         if self.backend is not None:
             await self.backend.close()
-        await self._supervisor.stop()
         await self._link.close()
         if self.backend is not None:
             await asyncio.to_thread(self.backend.close_engine)
