@@ -90,11 +90,10 @@ class Dispatcher:
         """Take over a batch."""
         self._observer.batch(len(calls))
         now_ms = self._clock.monotonic_ms()
-        wall_ms = self._clock.wall_ms()
         batches: _Batches = {}
         for call in calls:
             try:
-                self._admit(call, wall_ms)
+                self._admit(call)
             except FlottaError as error:
                 self._finish(call, replies.failure_response(call.kind, replies.refusal(error)), int(error.kv_code))
                 continue
@@ -152,13 +151,13 @@ class Dispatcher:
 
     # From here on: one call's way
 
-    def _admit(self, call: Call, wall_ms: int) -> None:
+    def _admit(self, call: Call) -> None:
         """Raise for a call that cannot be taken; count it otherwise."""
         request = call.request
         if isinstance(request, GetRequest):
             validation.check_get(request)
         elif isinstance(request, PutRequest):
-            validation.check_put(request, self._limits, wall_ms)
+            validation.check_put(request, self._limits)
             call.size = len(request.value)
         elif isinstance(request, DeleteRequest):
             validation.check_delete(request)

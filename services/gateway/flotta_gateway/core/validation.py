@@ -22,7 +22,7 @@ from flotta_runtime.errors import InvalidArgument, PayloadTooLarge
 KEY_BYTES_MAX = 1024
 VALUE_BYTES_MAX = 16 * 1024 * 1024
 REQUEST_ID_BYTES_MAX = 256
-EXPIRY_MS_MAX = 253_402_300_799_999  # the last millisecond of the year 9999
+TTL_MS_MAX = 1 << 42  # 139 years; the storage nodes take no longer one
 
 _CONSISTENCIES = frozenset(Consistency.values())
 _READ_MODES = frozenset(ReadMode.values())
@@ -47,7 +47,7 @@ def check_get(request: GetRequest) -> None:
         _check_enum("options.read_mode", options.read_mode, _READ_MODES)
 
 
-def check_put(request: PutRequest, limits: Limits, now_ms: int) -> None:
+def check_put(request: PutRequest, limits: Limits) -> None:
     """Raise InvalidArgument or PayloadTooLarge for a Put that can never be done."""
     _check_key(request.key)
     size = len(request.value)
@@ -60,11 +60,11 @@ def check_put(request: PutRequest, limits: Limits, now_ms: int) -> None:
     _check_write(request.ctx, request.options)
     if request.HasField("options"):
         options = request.options
-        if options.ttl_ms > EXPIRY_MS_MAX - now_ms:
+        if options.ttl_ms > TTL_MS_MAX:
             raise InvalidArgument(
-                f"options.ttl_ms is {options.ttl_ms}: the key would expire after the year 9999",
+                f"options.ttl_ms is {options.ttl_ms}; the limit is {TTL_MS_MAX}",
                 field="options.ttl_ms",
-                limit=EXPIRY_MS_MAX - now_ms,
+                limit=TTL_MS_MAX,
             )
         if options.if_not_exists and options.if_version_equals:
             raise InvalidArgument(
