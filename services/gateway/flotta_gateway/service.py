@@ -1,4 +1,7 @@
-"""KvGateway over grpc.aio: gathers the requests of one loop turn into a batch and awaits each one's answer.
+"""KvGateway over grpc.aio: gathers requests into a batch and awaits each one's answer.
+
+A frame to a node costs as much as 50 loop turns. So while other requests are open, a batch is held until no further
+request has arrived for some turns; with none open there is no load, and a request goes at once.
 
 The client's deadline is the request's; a client that sets none, or a very late one, gets the configured limit.
 """
@@ -27,6 +30,9 @@ from flotta_gateway.dispatcher import Dispatcher
 # Answer a little before the client's own timer rings, so that it hears more than DEADLINE_EXCEEDED.
 _EARLY_MS_MAX = 20.0
 _EARLY_SHARE = 0.05
+# grpc.aio takes some turns to hand over a request.
+_QUIET_TURNS = 8
+_BATCH_MAX = 64
 
 R = TypeVar("R", GetResponse, PutResponse, DeleteResponse)
 
@@ -40,6 +46,8 @@ class GatewayService(KvGatewayServicer):
         self._deadline_ms_default = deadline_ms_default
         self._deadline_ms_max = deadline_ms_max
         self._batch: list[Call] = []
+        self._counted = 0  # size of the batch at the last turn
+        self._quiet_turns = 0
 
     async def Get(self, request: GetRequest, context: Any) -> GetResponse:
         return await self._handle(GET, request, context, GetResponse)
@@ -60,7 +68,7 @@ class GatewayService(KvGatewayServicer):
 
         call = Call(kind, request, self._deadline_ms(context.time_remaining()), deliver)
         if not self._batch:
-            loop.call_soon(self._submit)
+            loop.call_soon(self._gather, loop)
         self._batch.append(call)
         try:
             response = await answer
@@ -71,8 +79,16 @@ class GatewayService(KvGatewayServicer):
             raise TypeError(f"{type(response).__name__} answers a request that expects {expected.__name__}")
         return response
 
-    def _submit(self) -> None:
+    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Once a turn, from the first request of a batch until the batch goes."""
+        size = len(self._batch)
+        self._quiet_turns = self._quiet_turns + 1 if size == self._counted else 0
+        self._counted = size
+        if self._quiet_turns < _QUIET_TURNS and size < _BATCH_MAX and self._dispatcher.calls_open:
+            loop.call_soon(self._gather, loop)
+            return
         batch, self._batch = self._batch, []
+        self._counted = self._quiet_turns = 0
         self._dispatcher.submit(batch)
 
     def _deadline_ms(self, remaining_s: float | None) -> float:

@@ -24,9 +24,6 @@ from flotta_runtime.auth import token_metadata
 from flotta_runtime.logging import get_logger
 from flotta_runtime.server import MESSAGE_BYTES_MAX
 
-# A request takes some loop turns to arrive; after this many without a new one the frame goes.
-_QUIET_TURNS = 8
-_GATHERINGS_MAX = 32
 _EXECUTE = "/flotta.storage.v1.Shards/Execute"
 # Answered by the server's interceptors, before any operation was read.
 _REFUSED_UNREAD = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
@@ -238,24 +235,10 @@ class StorageLink(Generic[OwnerT]):
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._waiting:
-                await self._gather()
             while self._queue:
                 frame = self._next_frame()
                 if frame:
                     await stream.write(frame)
-
-    async def _gather(self) -> None:
-        """Under load, let the operations that are arriving travel in one frame, which costs as much as 50 loop turns.
-
-        With nothing on its way there is no load, and an operation goes at once.
-        """
-        for _ in range(_GATHERINGS_MAX):
-            queued = len(self._queue)
-            for _ in range(_QUIET_TURNS):
-                await asyncio.sleep(0)
-            if len(self._queue) == queued:
-                return
 
     def _next_frame(self) -> bytes:
         """Take operations off the queue; from here on they count as sent."""
