@@ -73,10 +73,12 @@ def size_of(operation: Operation) -> int:
 
 def check_operation(operation: Operation, limits: Limits) -> Refusal | None:
     """What is wrong with an operation on the face of it."""
-    refusal = checks.check_key(operation.key)
+    refusal = checks.check_key(operation.key) or checks.check_shard_id(operation.shard_id)
     kind = operation.kind
-    if refusal is not None or kind == GET:
+    if refusal is not None:
         return refusal
+    if kind == GET:
+        return checks.check_read(operation.consistency, operation.read_mode)
     if kind == PUT:
         refusal = checks.check_value(operation.value, limits)
     elif kind == DELETE:

@@ -19,6 +19,7 @@ from flotta_storage.core.writes import WriteKind, WriteResult
 from flotta_storage.hints import Hints
 
 RETRY_AFTER_MS: Final = 20
+_SHOWN_MAX: Final = 64
 
 _NOT_LEADER = (RejectReason.NOT_LEADER, RejectReason.NO_LEADER, RejectReason.LOST)
 
@@ -64,10 +65,11 @@ def unavailable(operation: Operation, message: str) -> Reply:
 
 def moved(operation: Operation, hints: Hints) -> Reply:
     hint = hints.new_node(operation.shard_id)
+    shard = repr(operation.shard_id[:_SHOWN_MAX])
     return Reply(
         call=operation.call,
         code=Status.SHARD_MOVED,
-        message=f"Shard has moved to: {hint}".rstrip(),
+        message=f"Shard has moved to: {hint}" if hint else f"shard_id: this node does not know where {shard} is",
         shard_id=operation.shard_id,
         new_node_hint=hint,
     )

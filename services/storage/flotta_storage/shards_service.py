@@ -30,7 +30,7 @@ BARRIER_TIMEOUT_MS: Final = 3_000
 FENCE_TIMEOUT_MS: Final = 800  # the asker waits for the barrier and this
 
 
-class _Outbox:
+class Outbox:
     """Answers of one stream, between the handler and the wire."""
 
     def __init__(self, budget: Budget) -> None:
@@ -119,7 +119,7 @@ class ShardsService(ShardsServicer):
     async def Execute(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes
         self, requests: object, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        outbox = _Outbox(self._budget)
+        outbox = Outbox(self._budget)
         self.streams += 1
         reader = asyncio.create_task(self._read(context, outbox), name="execute.read")
         writer = asyncio.create_task(outbox.write(context), name="execute.write")
@@ -135,7 +135,7 @@ class ShardsService(ShardsServicer):
             if isinstance(error, Exception):
                 raise error
 
-    async def _read(self, context: grpc.aio.ServicerContext[Any, Any], outbox: _Outbox) -> None:
+    async def _read(self, context: grpc.aio.ServicerContext[Any, Any], outbox: Outbox) -> None:
         while True:
             await outbox.room()
             frame = await context.read()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flotta_proto.kvdb.gateway_pb2 import Consistency, ReadMode
+
 KEY_BYTES_MAX = 1024
 VALUE_BYTES_MAX_DEFAULT = 16 << 20
 REQUEST_ID_BYTES_MAX = 256
+_CONSISTENCIES = frozenset(Consistency.values())
+_READ_MODES = frozenset(ReadMode.values())
 TTL_MS_MAX = 1 << 42  # 139 years: far, and no sum of group time and TTL overflows
 
 
@@ -36,6 +40,18 @@ def check_value(value: bytes, limits: Limits) -> Refusal | None:
     if len(value) > limits.value_bytes_max:
         text = f"value has {len(value)} bytes, the limit is {limits.value_bytes_max}"
         return Refusal("value", text, too_large=True)
+    return None
+
+
+def check_shard_id(shard_id: str) -> Refusal | None:
+    return None if shard_id else Refusal("shard_id", "shard_id must not be empty")
+
+
+def check_read(consistency: int, read_mode: int) -> Refusal | None:
+    if consistency not in _CONSISTENCIES:
+        return Refusal("consistency", f"consistency has the unknown value {consistency}")
+    if read_mode not in _READ_MODES:
+        return Refusal("read_mode", f"read_mode has the unknown value {read_mode}")
     return None
 
 
