@@ -15,8 +15,6 @@ step "native tests"
 make --no-print-directory test-native
 step "python tests"
 make --no-print-directory test-python
-if [ "${FLOTTA_SKIP_COMPOSE:-}" != 1 ]; then
-    step "compose test"
-    make --no-print-directory compose-test
-fi
+step "compose test"
+make --no-print-directory compose-test
 step "done"
