@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from flotta_consensus.api import Committed, Entry, EntryKind, Members, Outcome, Rejected, node_of, replica_id
 from flotta_consensus.sim.history import Verdict
-from flotta_consensus.sim.process import SimProcess, World
+from flotta_consensus.sim.process import SimProcess
+from flotta_consensus.sim.world import World
 from flotta_storage.core.moves import (
     CATCH_UP_ENTRIES,
     Change,

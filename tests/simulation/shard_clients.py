@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flotta_consensus.api import node_of
 from flotta_consensus.sim.clock import US_PER_MS, Event
 from flotta_consensus.sim.history import History, Operation, Verdict
-from flotta_consensus.sim.process import World
+from flotta_consensus.sim.world import World
 from flotta_runtime.hashing import shard_index
 from flotta_storage.core.writes import Write
 from shard_checks import padded, shortened, tag_of

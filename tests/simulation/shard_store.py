@@ -23,7 +23,7 @@ def revision_base_of(group: int) -> int:
 
 
 class ShardStore:
-    """Implements `sim.process.Store`."""
+    """Implements `sim.world.Store`."""
 
     def __init__(
         self,

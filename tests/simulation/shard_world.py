@@ -20,9 +20,10 @@ from flotta_consensus.sim.history import History, Verdict
 from flotta_consensus.sim.nemesis import Nemesis
 from flotta_consensus.sim.network import Network
 from flotta_consensus.sim.observed import ObservedMachine, Observer
-from flotta_consensus.sim.process import SimProcess, World
+from flotta_consensus.sim.process import SimProcess
 from flotta_consensus.sim.profile import Profile
 from flotta_consensus.sim.transcript import Transcript
+from flotta_consensus.sim.world import World
 from flotta_embedded.machine import Machine
 from flotta_runtime.hashing import shard_index
 from flotta_storage.core import keys as shard_keys

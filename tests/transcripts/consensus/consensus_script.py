@@ -24,7 +24,7 @@ from flotta_consensus.api import Committed, Members, Outcome, ReadOutcome, ReadR
 from flotta_consensus.core.compaction import LogPolicy
 from flotta_consensus.core.driver import Driver, DriverLimits
 from flotta_consensus.core.effects import Effects, SendSnapshot
-from flotta_consensus.core.host import HostCodes
+from flotta_consensus.core.host import HostCodes, MembershipChange
 from flotta_consensus.core.manifest import Manifest
 from flotta_embedded.machine import Machine
 from flotta_embedded.registry import Registry
@@ -296,16 +296,20 @@ class Script:
 
     def do_change(self, words: list[str]) -> None:
         node, number = self._node(words), self._number()
-        changes = []
-        for word in words[1:]:
-            if word.startswith("-"):
-                changes.append(("remove", self._replica(int(word[1:]))))
-            else:
-                kind, _, target = word[1:].partition(":")
-                changes.append((kind, self._replica(int(target))))
+        changes = [self._change(word) for word in words[1:]]
         node.live().change_membership(
             GROUP, changes, lambda outcome: self.say(f"#{number} change {told(outcome)}"), self.now_ms + 10_000
         )
+
+    def _change(self, word: str) -> MembershipChange:
+        if word.startswith("-"):
+            return "remove", self._replica(int(word[1:]))
+        kind, _, target = word.removeprefix("+").partition(":")
+        if kind == "voter":
+            return "voter", self._replica(int(target))
+        if kind == "learner":
+            return "learner", self._replica(int(target))
+        raise ValueError(f"a change is +voter:N, +learner:N or -N, not {word}")
 
     def do_transfer(self, words: list[str]) -> None:
         self._node(words).live().transfer_leader(GROUP, self._replica(int(words[1])))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 import flotta_native
 
 from flotta_consensus.sim.clock import US_PER_MS, stream
-from flotta_consensus.sim.process import SimProcess, World
+from flotta_consensus.sim.process import SimProcess
 from flotta_consensus.sim.profile import FaultProfile
+from flotta_consensus.sim.world import World
 
 
 class Nemesis:

@@ -13,71 +13,26 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import flotta_native
 
-from flotta_consensus.api import Failpoints
 from flotta_consensus.core.compaction import LogPolicy
 from flotta_consensus.core.driver import Driver, DriverLimits
 from flotta_consensus.core.effects import Effects
 from flotta_consensus.core.host import HostCodes
 from flotta_consensus.sim.checkers import SafetyViolation
-from flotta_consensus.sim.clock import US_PER_MS, Scheduler, stream
+from flotta_consensus.sim.clock import US_PER_MS, stream
 from flotta_consensus.sim.failpoints import ProcessKilled, SimFailpoints
 from flotta_consensus.sim.files import SimFiles
-from flotta_consensus.sim.network import Network
-from flotta_consensus.sim.observed import ObservedMachine, Observer
-from flotta_consensus.sim.profile import RaftProfile
+from flotta_consensus.sim.observed import ObservedMachine
 from flotta_consensus.sim.shipping import SnapshotShipping
-from flotta_consensus.sim.transcript import Transcript
+from flotta_consensus.sim.world import Store, World
 
-WALL_START_MS = 1_700_000_000_000
 INBOX_MAX = 512
 TURNS_IN_A_ROW_MAX = 4
 TICKS_CAUGHT_UP_MAX = 2
 """A process that stalled must not let its timers fire all at once (it would start elections for nothing)."""
-
-
-class Store(Protocol):
-    """The state machines of a node: they survive its process as far as they were flushed."""
-
-    def exists(self, group: int, replica: int) -> bool: ...
-
-    def create(self, group: int, replica: int, voters: Sequence[int], failpoints: Failpoints) -> ObservedMachine:
-        """A birth replica with voters, an empty one without. Durable at return."""
-
-    def open(self, group: int, replica: int, failpoints: Failpoints) -> ObservedMachine: ...
-
-    def drop_others(self, keep: Sequence[tuple[int, int]]) -> None:
-        """Drop what a crash left over: every machine but those of these (group, replica) pairs."""
-
-    def crash(self) -> int:
-        """Back to what was flushed; returns how many replicas lost something."""
-
-    def fill_up_after(self, bytes: int) -> None: ...
-
-    def reset_faults(self) -> None: ...
-
-
-@dataclass(slots=True)
-class World:
-    """What all nodes of a simulation share."""
-
-    scheduler: Scheduler
-    transcript: Transcript
-    network: Network
-    observer: Observer
-    raft: RaftProfile
-    seed: int
-    nodes: dict[int, SimProcess] = field(default_factory=dict)
-
-    @property
-    def wall_ms(self) -> int:
-        """The true time of day."""
-        return WALL_START_MS + self.scheduler.now_ms
 
 
 class SimProcess:
