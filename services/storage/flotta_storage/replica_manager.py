@@ -150,6 +150,9 @@ class ReplicaManager:
         self._directory.mark_formed()
         self._records.mark_made(record.group)
         self._serve(record, machine)
+        shard = self._model.shard(record.shard_id)
+        if record.origin is Origin.BIRTH and shard is not None and shard.target_leader == self._records.state.node_id:
+            self._host.campaign(record.group)  # the others need not wait for an election timeout
         self._log.info("replica made", shard=record.shard_id, replica=record.replica, origin=record.origin.value)
 
     def _new_machine(self, record: LocalReplica) -> Machine:

@@ -119,6 +119,8 @@ class ShardsService(ShardsServicer):
     async def Execute(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes
         self, requests: object, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
+        # Accepted: before this greeting a sender has sent nothing, so a stream that is refused cost no operation.
+        await context.send_initial_metadata(())
         outbox = Outbox(self._budget)
         self.streams += 1
         reader = asyncio.create_task(self._read(context, outbox), name="execute.read")
