@@ -195,6 +195,30 @@ async def test_a_creation_that_was_cut_short_is_finished(
         await equal_digests(cluster, shard, THREE)
 
 
+@pytest.mark.parametrize("point", ["consensus.before_destroy", "engine.before_drop", "consensus.after_destroy"])
+async def test_a_removal_that_was_cut_short_is_finished(
+    cluster: Cluster, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.open(3)
+    monkeypatch.setenv("FLOTTA_FAILPOINTS", f"{point}=error@1")
+    failing = await cluster.start("node-4")
+    monkeypatch.delenv("FLOTTA_FAILPOINTS")
+    await cluster.create_shards(1, ["node-1", "node-2", "node-4"])
+    await fill(cluster, 10)
+    await move(cluster, THREE)
+    with pytest.raises(Exception, match="failpoint"):
+        await failing.wait()
+    await cluster.stop("node-4")
+    await cluster.start("node-4")
+    await cluster.until(lambda: not manager(cluster, "node-4").state.replicas)
+    backend = cluster.nodes["node-4"].backend
+    assert backend is not None
+    assert machines(backend.engine) == []
+    assert len(manager(cluster, "node-4").state.tombstones) == 1
+    (digest, *_) = await equal_digests(cluster, "shard-0", THREE)
+    assert digest.keys == 10
+
+
 async def test_a_new_node_waits_for_admission_and_a_refused_one_ends(cluster: Cluster) -> None:
     await cluster.start_coordinator()
     cluster.coordinator.refusal = "node-1 is registered with another store"
