@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.kvdb import gateway_pb2
-from storage_cluster import Cluster, Code, delete, get, put
+from storage_cluster import METADATA, Cluster, Code, delete, get, put
 
 THREE = ["node-1", "node-2", "node-3"]
 STRANGE = [
@@ -50,6 +50,14 @@ async def test_three_nodes_write_read_delete(cluster: Cluster) -> None:
     (gone,) = await cluster.settle(delete(b"hello"))
     assert gone.code == Code.OK and gone.version > written.version
     assert [one.code for one in await cluster.settle(delete(b"hello"), get(b"hello"))] == [Code.NOT_FOUND] * 2
+
+
+async def test_a_stream_is_greeted_before_anything_is_sent(cluster: Cluster) -> None:
+    await cluster.open(1)
+    stream = cluster.shards("node-1").Execute(metadata=METADATA)
+    async with asyncio.timeout(10):
+        await stream.initial_metadata()
+    stream.cancel()
 
 
 async def test_strange_bytes_survive_the_restart_of_every_node(cluster: Cluster) -> None:
