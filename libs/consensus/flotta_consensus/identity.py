@@ -192,7 +192,7 @@ class PeerBook:
 
     def record(self, node_num: int, node_id: str, store_id: str) -> None:
         """Check, and write down what is new, durably. Blocking for one fsync, once per peer ever."""
-        if node_num <= 0 or not node_id or not store_id:
+        if not 0 < node_num < 1 << 32 or not node_id or not store_id:
             raise IdentityError(f"a peer introduced itself as '{node_id}', number {node_num}, store '{store_id}'")
         if self.check(node_num, node_id, store_id):
             return

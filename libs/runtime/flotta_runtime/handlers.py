@@ -1,7 +1,8 @@
 """What stands around every gRPC handler: token, metrics, errors to status.
 
-Handlers raise FlottaErrors and never touch status codes. An unexpected exception becomes INTERNAL with an id that
-is also in the log; its text stays inside. An InvariantError ends the process.
+Handlers raise FlottaErrors and never touch status codes. A request that is no message is INVALID_ARGUMENT, and the
+handler never sees it. An unexpected exception becomes INTERNAL with an id that is also in the log; its text stays
+inside. An InvariantError ends the process.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import grpc.aio
 from flotta_runtime import auth, fatal, status
 from flotta_runtime.errors import FlottaError, InvariantError
 from flotta_runtime.logging import get_logger
+from flotta_runtime.malformed import Malformed, tolerant
 from flotta_runtime.metrics import Metrics
 
 Context = Any  # grpc.aio.ServicerContext[request, response]; handlers of all types pass through here
@@ -85,8 +87,11 @@ class HandlerWrapper:
             outer = self._generator(method, inner, guarded, measured)
         else:
             outer = self._coroutine(method, inner, guarded, measured)
+        parse = handler.request_deserializer
+        if parse is not None:
+            parse = tolerant(parse, streaming=bool(handler.request_streaming))
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            outer, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+            outer, request_deserializer=parse, response_serializer=handler.response_serializer
         )
         return wrapped
 
@@ -103,6 +108,8 @@ class HandlerWrapper:
             try:
                 if guarded:
                     await self._check_token(context)
+                if isinstance(request, Malformed):
+                    raise request.error
                 return await inner(request, context)
             except BaseException as error:
                 code = self._code(error, context)
@@ -126,6 +133,8 @@ class HandlerWrapper:
             try:
                 if guarded:
                     await self._check_token(context)
+                if isinstance(request, Malformed):
+                    raise request.error
                 async for message in inner(request, context):
                     yield message
             except GeneratorExit:

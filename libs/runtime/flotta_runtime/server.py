@@ -107,7 +107,9 @@ class GrpcServer:
         self.listen = listen
         self.port = 0
         self.services = tuple(name for _, _, name in services)
-        wrapper = HandlerWrapper(TokenCheck(token), CallMetrics(metrics) if metrics is not None else None, on_fatal)
+        check = TokenCheck(token)
+        wrapper = HandlerWrapper(check, CallMetrics(metrics) if metrics is not None else None, on_fatal)
+        plain = HandlerWrapper(check, None, on_fatal)  # probes are not counted among the calls
         self._server = grpc.aio.server(options=server_options(message_bytes_max), maximum_concurrent_rpcs=calls_max)
         wrapping = _Wrapping(self._server, wrapper)
         for add, servicer, name in services:
@@ -115,10 +117,11 @@ class GrpcServer:
             if name not in wrapping.added:
                 raise ValueError(f"the function given for {name} added {sorted(wrapping.added)}: use generated code's")
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._add_reflection((*self.services, HEALTH_SERVICE, *REFLECTION_SERVICES))
+        adding: Any = _Wrapping(self._server, plain)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, adding)
+        self._add_reflection(plain, (*self.services, HEALTH_SERVICE, *REFLECTION_SERVICES))
 
-    def _add_reflection(self, names: tuple[str, ...]) -> None:
+    def _add_reflection(self, plain: HandlerWrapper, names: tuple[str, ...]) -> None:
         servicer = reflection.aio.ReflectionServicer(names)
         # v1 and v1alpha have the same messages under other package names.
         handler = grpc.stream_stream_rpc_method_handler(
@@ -126,12 +129,9 @@ class GrpcServer:
             request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
             response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
         )
-        self._server.add_generic_rpc_handlers(
-            [
-                grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler})
-                for name in REFLECTION_SERVICES
-            ]
-        )
+        wrapping = _Wrapping(self._server, plain)
+        for name in REFLECTION_SERVICES:
+            wrapping.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
     async def start(self) -> int:
         """Bind and serve. StartupError, naming the address, when another process has the port."""

@@ -53,7 +53,7 @@ def check_address(text: str, *, port_min: int = 1) -> str:
     if not colon or (":" in host and not (host.startswith("[") and host.endswith("]"))):
         hint = "; write an IPv6 host in brackets" if text.count(":") > 1 else ""
         raise ValueError(f"{shown(text)} has no port; it must be host:port{hint}")
-    if not host.strip("[]") or any(c.isspace() or c in "/,=@" for c in host):
+    if not host.strip("[]") or not host.isascii() or not host.isprintable() or any(c in " /,=@" for c in host):
         raise ValueError(f"{shown(text)} has no usable host; it must be host:port")
     if not (port.isascii() and port.isdecimal() and len(port) <= 5) or not port_min <= int(port) <= 65535:
         raise ValueError(f"{shown(text)} has a bad port; a port is a number from {port_min} to 65535")

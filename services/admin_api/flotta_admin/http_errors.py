@@ -10,6 +10,7 @@ from flotta_runtime.clock import SYSTEM_CLOCK
 from flotta_runtime.errors import AlreadyExists, FlottaError, InvalidArgument, NotFound, PreconditionFailed
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from flotta_admin.core.models import ErrorBody
 from flotta_admin.json_response import PrettyJson
@@ -50,8 +51,9 @@ def body(error: str, message: str, status: int, *, hints: FlottaError | None = N
     )
 
 
-def explain(error: RequestValidationError) -> str:
-    """The first thing wrong with a request, as a sentence that starts with the field."""
+def explain(error: RequestValidationError, whole: str) -> str:
+    """The first thing wrong with a request, as a sentence that starts with the field. `whole` names the body itself,
+    which is no field of anything when it is a list."""
     first = error.errors()[0]
     place, *path = first["loc"]
     problem = str(first["msg"]).removeprefix("Value error, ")
@@ -59,7 +61,10 @@ def explain(error: RequestValidationError) -> str:
         return f"body: not valid JSON at character {path[0]}: {first['ctx']['error']}"
     if first["type"] == "value_error":
         return problem
-    name = ".".join(str(part) for part in path) if path else str(place)
+    if place == "body" and (not path or isinstance(path[0], int)):
+        name = f"{whole}[{path[0]}]" if path else whole
+    else:
+        name = ".".join(str(part) for part in path) if path else str(place)
     if first["type"] == "extra_forbidden":
         return f"{name}: there is no such field"
     if first["type"] == "missing":
@@ -67,6 +72,21 @@ def explain(error: RequestValidationError) -> str:
     shown = repr(first["input"])
     shown = shown if len(shown) <= 64 else shown[:64] + "…"
     return f"{name}: {problem[:1].lower()}{problem[1:]}, not {shown}"
+
+
+def _body_name(request: Request) -> str:
+    """What the route calls its body: `body`, or the name of the list that it is."""
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    return dependant.body_params[0].name if dependant is not None and dependant.body_params else "body"
+
+
+def _allowed_methods(request: Request) -> str:
+    """All methods of the path; the router itself names those of the first route only."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
 
 
 def install(app: FastAPI) -> None:
@@ -84,7 +104,9 @@ def install(app: FastAPI) -> None:
         if isinstance(error.body, bytes) and not kind.endswith("json"):
             text = f"body: it must be JSON, but the Content-Type is {kind[:64]!r}; send Content-Type: application/json"
             return PrettyJson(body("UNSUPPORTED_MEDIA_TYPE", text, 415).model_dump(), status_code=415)
-        return PrettyJson(body("INVALID_ARGUMENT", explain(error), 400).model_dump(), status_code=400)
+        return PrettyJson(
+            body("INVALID_ARGUMENT", explain(error, _body_name(request)), 400).model_dump(), status_code=400
+        )
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
@@ -95,7 +117,8 @@ def install(app: FastAPI) -> None:
             413: "body: it is larger than the limit of 1048576 bytes",
         }.get(error.status_code, str(error.detail))
         content = body(_NAMES.get(error.status_code, "ERROR"), text, error.status_code)
-        return PrettyJson(content.model_dump(), status_code=error.status_code, headers=error.headers)
+        headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
+        return PrettyJson(content.model_dump(), status_code=error.status_code, headers=headers)
 
     @app.exception_handler(Exception)
     async def on_unexpected(request: Request, error: Exception) -> Response:

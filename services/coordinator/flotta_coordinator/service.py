@@ -22,6 +22,7 @@ from flotta_coordinator.member import Context, Member, refuse_bad_argument, requ
 SERVICE = "kvdb.coordinator.Coordinator"
 MAP_KEY = "x-flotta-map"
 RECORDS = "records"
+KEY_BYTES_MAX = 1024  # no shard holds a longer one
 
 
 def _method(name: str) -> str:
@@ -43,6 +44,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def ResolveShard(self, request: pb.ResolveShardRequest, context: Context) -> pb.ResolveShardResponse:
         if not request.key:
             raise InvalidArgument("key must not be empty", field="key")
+        if len(request.key) > KEY_BYTES_MAX:
+            text = f"key has {len(request.key)} bytes, the limit is {KEY_BYTES_MAX}"
+            raise InvalidArgument(text, field="key", limit=KEY_BYTES_MAX)
         state = await self._member.fresh(context)
         table = state.partitioning
         if table is None:
@@ -178,7 +182,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> pb.ReportShardLeaderResponse:
         async def local() -> pb.ReportShardLeaderResponse:
             command = commands.ReportShardLeader(request.shard_id, request.epoch, request.term, request.leader_node_id)
-            return pb.ReportShardLeaderResponse(accepted=isinstance(await self._submit(command), Applied))
+            result = await self._submit(command)
+            accepted, message, _ = self._outcome(result)
+            return pb.ReportShardLeaderResponse(accepted=accepted, message=message, rejection=wire.rejection(result))
 
         reply = pb.ReportShardLeaderResponse
         return await self._member.at_leader(_method("ReportShardLeader"), request, reply, context, local)

@@ -41,21 +41,19 @@ def router(context: Context) -> APIRouter:
         return convert.config(await context.coordinators.state())
 
     @routes.post("/config/shard-init", tags=["config"], responses={**BAD_REQUEST, 409: CONFLICT[409]})
-    async def shard_init(wanted: models.ShardInitRequest) -> models.ShardInitAnswer:
+    async def shard_init(body: models.ShardInitRequest) -> models.ShardInitAnswer:
         """Create the shards on the registered nodes, once. The same numbers again change nothing; others, or nodes that
         cannot take replicas yet, are a 409."""
         reply = await context.coordinators.write(
             "InitShards",
-            coordinator_pb2.InitShardsRequest(
-                num_shards=wanted.num_shards, replication_factor=wanted.replication_factor
-            ),
+            coordinator_pb2.InitShardsRequest(num_shards=body.num_shards, replication_factor=body.replication_factor),
         )
         try:
             check_accepted(reply)
         except PreconditionFailed as error:
             raise NotReadyYet(error.message) from error
         return models.ShardInitAnswer(
-            success=True, num_shards=wanted.num_shards, replication_factor=wanted.replication_factor
+            success=True, num_shards=body.num_shards, replication_factor=body.replication_factor
         )
 
     @routes.get("/decisions", tags=["decisions"], responses=BAD_REQUEST)

@@ -45,14 +45,14 @@ def router(context: Context) -> APIRouter:
         return models.NodeHealth(status="UP" if alive else "DOWN", message=message, timestamp_ms=asked_ms)
 
     @routes.post("", responses={**BAD_REQUEST, **CONFLICT})
-    async def register_node(wanted: models.RegisterNodeRequest) -> models.Node:
+    async def register_node(body: models.RegisterNodeRequest) -> models.Node:
         """Register a node, or change its address and zone. Repeating it changes nothing."""
         reply = await context.coordinators.write(
             "RegisterNode",
-            coordinator_pb2.RegisterNodeRequest(node_id=wanted.node_id, address=wanted.address, zone=wanted.zone or ""),
+            coordinator_pb2.RegisterNodeRequest(node_id=body.node_id, address=body.address, zone=body.zone or ""),
         )
         check_accepted(reply)
-        return await find(wanted.node_id)
+        return await find(body.node_id)
 
     @routes.post("/{node_id}/status", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT}, openapi_extra=STATUS_BODY)
     async def set_node_status(node_id: str, request: Request) -> models.Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from flotta_coordinator.core.results import Refused, RejectCode
@@ -17,8 +18,8 @@ NODES_MAX = 1024
 PORT_MAX = 65535
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
-_BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\]", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*", re.ASCII)
+_NUMBERS = re.compile(r"[0-9.]+", re.ASCII)
 _SHOWN_MAX = 64
 
 
@@ -59,11 +60,22 @@ def check_address(field: str, value: str) -> None:
         raise invalid(field, f"must end in a port between 1 and {PORT_MAX}, not {shown(value)}")
     if len(host) > HOST_CHARS_MAX:
         raise invalid(field, f"must name a host of at most {HOST_CHARS_MAX} characters, not {len(host)}")
-    if not (_HOST.fullmatch(host) or _BRACKETED.fullmatch(host)):
+    if not _is_host(host):
         raise invalid(
             field,
             f"must be host:port with a host name, an IPv4 address or a bracketed IPv6 address, not {shown(value)}",
         )
+
+
+def _is_host(host: str) -> bool:
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            ipaddress.IPv6Address(host[1:-1])
+        elif _NUMBERS.fullmatch(host):
+            ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return host.startswith("[") or _HOST.fullmatch(host) is not None
 
 
 def check_range(field: str, value: int, low: int, high: int) -> None:
