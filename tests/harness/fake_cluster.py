@@ -132,6 +132,7 @@ class FakeNode(sp_grpc.ShardsServicer):
         self.tokens.append(dict(context.invocation_metadata()).get("x-kvdb-internal-token"))
         if self.tokens[-1] != self.token:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "Missing or invalid internal gRPC token")
+        await context.send_initial_metadata((("x-flotta-accepted", "1"),))
         async for frame in request_iterator:
             self.frames.append(len(frame.operations))
             replies, die = self._answer(frame.operations)

@@ -23,10 +23,10 @@ from flotta_proto.flotta.storage_pb2 import Reply, ReplyFrame
 from flotta_runtime.auth import token_metadata
 from flotta_runtime.logging import get_logger
 from flotta_runtime.server import MESSAGE_BYTES_MAX
+from flotta_runtime.status import metadata_value
 
+GREETING = "x-flotta-accepted"
 _EXECUTE = "/flotta.storage.v1.Shards/Execute"
-# Answered by the server's interceptors, before any operation was read.
-_REFUSED_UNREAD = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
 
 
 OwnerT = TypeVar("OwnerT")
@@ -170,7 +170,7 @@ class StorageLink(Generic[OwnerT]):
         finally:
             self._state = _State.CLOSED
             self._why_down = "the gateway has closed this connection"
-            self._fail_all(certain=False)
+            self._fail_all()
 
     async def _session(self) -> None:
         """One connection, until it ends; always ends with an exception."""
@@ -178,6 +178,7 @@ class StorageLink(Generic[OwnerT]):
             await self._connect(channel)
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(_EXECUTE)
             stream = method(metadata=grpc.aio.Metadata(*self._metadata), wait_for_ready=False)
+            await self._greeting(stream)
             self._state = _State.UP
             self._log.info("storage node connected")
             # Whichever side notices the end first takes the other along.
@@ -211,14 +212,23 @@ class StorageLink(Generic[OwnerT]):
         except TimeoutError as error:
             raise _LinkDown(f"no connection within {self._options.connect_timeout_ms} ms") from error
 
+    async def _greeting(self, stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        """Wait until the node has accepted the stream. Nothing was written before, so a refusal leaves no doubt."""
+        try:
+            async with asyncio.timeout(self._options.connect_timeout_ms / 1000):
+                if metadata_value(await stream.initial_metadata(), GREETING) is None:
+                    code = await stream.code()
+                    raise _LinkDown(f"{code.name}: {await stream.details()}")
+        except TimeoutError as error:
+            raise _LinkDown(f"no greeting within {self._options.connect_timeout_ms} ms") from error
+
     async def _read(self, stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
         waiting = self._waiting
         while True:
             try:
                 data = await stream.read()
             except grpc.aio.AioRpcError as error:
-                certain = error.code() in _REFUSED_UNREAD and not self._got_reply
-                raise _LinkDown(f"{error.code().name}: {error.details()}", certain=certain) from error
+                raise _LinkDown(f"{error.code().name}: {error.details()}") from error
             if not isinstance(data, bytes):  # grpc.aio.EOF
                 raise _LinkDown("the node ended the stream")
             self._got_reply = True
@@ -263,9 +273,9 @@ class StorageLink(Generic[OwnerT]):
             self._log.warning("storage node disconnected", reason=why)
         self._state = _State.DOWN
         self._why_down = why
-        self._fail_all(certain=error.certain)
+        self._fail_all()
 
-    def _fail_all(self, *, certain: bool) -> None:
+    def _fail_all(self) -> None:
         sent = list(self._waiting.values())
         unsent = [attempt for attempt in self._queue if not attempt.dropped]
         self._waiting.clear()
@@ -273,7 +283,7 @@ class StorageLink(Generic[OwnerT]):
         self._bytes = 0
         why = f"storage node {self.address}: {self._why_down}"
         if sent:
-            self._events.lost(self.address, Lost(sent, Reason.NOT_SENT if certain else Reason.LOST, why))
+            self._events.lost(self.address, Lost(sent, Reason.LOST, why))
         if unsent:
             self._events.lost(self.address, Lost(unsent, Reason.NOT_SENT, why))
 
@@ -298,11 +308,7 @@ class StorageLink(Generic[OwnerT]):
 
 
 class _LinkDown(Exception):
-    """Why a session ended; `certain`: nothing that was written has been acted on."""
-
-    def __init__(self, reason: str, *, certain: bool = False) -> None:
-        super().__init__(reason)
-        self.certain = certain
+    """Why a session ended."""
 
 
 def _varint(value: int) -> bytes:

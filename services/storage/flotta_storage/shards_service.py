@@ -106,6 +106,9 @@ def frames(replies: Sequence[pb.Reply]) -> Iterator[tuple[pb.ReplyFrame, int]]:
         yield pb.ReplyFrame(replies=replies[start:]), size
 
 
+GREETING = (("x-flotta-accepted", "1"),)
+
+
 class ShardsService(ShardsServicer):
     """See the module. Without a `host` (the node is not part of a cluster yet) everything is UNAVAILABLE."""
 
@@ -119,8 +122,8 @@ class ShardsService(ShardsServicer):
     async def Execute(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes
         self, requests: object, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        # Accepted: before this greeting a sender has sent nothing, so a stream that is refused cost no operation.
-        await context.send_initial_metadata(())
+        # Before this greeting a sender sends nothing, so a stream that is refused leaves no operation in doubt.
+        await context.send_initial_metadata(GREETING)
         outbox = Outbox(self._budget)
         self.streams += 1
         reader = asyncio.create_task(self._read(context, outbox), name="execute.read")
