@@ -21,6 +21,7 @@ _REJECTIONS: dict[str, type[FlottaError]] = {
     "ALREADY_EXISTS": AlreadyExists,
     "FAILED_PRECONDITION": PreconditionFailed,
 }
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _NAMES = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE"}
 
 
@@ -82,11 +83,12 @@ def _body_name(request: Request) -> str:
 
 def _allowed_methods(request: Request) -> str:
     """All methods of the path; the router itself names those of the first route only."""
-    methods: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            methods |= route.methods or set()
-    return ", ".join(sorted(methods))
+    found = [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+    return ", ".join(found)
 
 
 def install(app: FastAPI) -> None:

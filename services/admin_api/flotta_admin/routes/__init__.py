@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Path
 from flotta_runtime.clock import Clock
 from flotta_runtime.metrics import Metrics
 
@@ -24,6 +25,9 @@ class Context:
     clock: Clock
     readiness: Callable[[], tuple[bool, str]]
 
+
+NodeIdPath = Annotated[str, Path(description="The node's id.")]
+ShardIdPath = Annotated[str, Path(description="The shard's id, shard-<index>.")]
 
 Responses = dict[int | str, dict[str, Any]]
 

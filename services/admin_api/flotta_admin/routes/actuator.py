@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from importlib import metadata
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 from flotta_runtime.errors import NotFound
 from flotta_runtime.metrics import CONTENT_TYPE
 from prometheus_client.metrics_core import Metric
@@ -37,7 +38,7 @@ def router(context: Context) -> APIRouter:
         return models.MetricNames(names=sorted(found.name for found in context.metrics.registry.collect()))
 
     @routes.get("/admin/actuator/metrics/{name}", tags=["actuator"], responses=UNKNOWN)
-    async def metric(name: str) -> models.MetricDetail:
+    async def metric(name: Annotated[str, Path(description="One of the names.")]) -> models.MetricDetail:
         """One metric, summed over its labels."""
         for found in context.metrics.registry.collect():
             if found.name == name:

@@ -10,7 +10,7 @@ from flotta_runtime.errors import InvalidArgument, NotFound
 
 from flotta_admin.core import convert, models
 from flotta_admin.http_errors import check_accepted
-from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, UNKNOWN, Context
+from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, UNKNOWN, Context, NodeIdPath
 from flotta_admin.routes.text_body import read_text, text_body
 
 STATUS_BODY: dict[str, Any] = text_body("ALIVE, SUSPECT or DEAD, as raw text", "DEAD")
@@ -32,12 +32,12 @@ def router(context: Context) -> APIRouter:
         return convert.nodes(await context.coordinators.state())
 
     @routes.get("/{node_id}", responses=UNKNOWN)
-    async def read_node(node_id: str) -> models.Node:
+    async def read_node(node_id: NodeIdPath) -> models.Node:
         """One node."""
         return await find(node_id)
 
     @routes.get("/{node_id}/health", responses=UNKNOWN)
-    async def node_health(node_id: str) -> models.NodeHealth:
+    async def node_health(node_id: NodeIdPath) -> models.NodeHealth:
         """Ping the node now. 200 with status DOWN when it does not answer."""
         node = await find(node_id)
         asked_ms = context.clock.wall_ms()
@@ -55,7 +55,7 @@ def router(context: Context) -> APIRouter:
         return await find(body.node_id)
 
     @routes.post("/{node_id}/status", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT}, openapi_extra=STATUS_BODY)
-    async def set_node_status(node_id: str, request: Request) -> models.Node:
+    async def set_node_status(node_id: NodeIdPath, request: Request) -> models.Node:
         """Mark a node by hand. The body is the bare word, not a JSON string."""
         word = await read_text(request, "status")
         status = convert.node_status(word)

@@ -11,7 +11,7 @@ from pydantic import Field, StrictStr
 
 from flotta_admin.core import convert, models
 from flotta_admin.http_errors import check_accepted
-from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, UNKNOWN, Context
+from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, UNKNOWN, Context, ShardIdPath
 from flotta_admin.routes.text_body import read_text, text_body
 
 LEADER_BODY: dict[str, Any] = text_body("Id of the node that should lead, as raw text", "node-2")
@@ -37,19 +37,19 @@ def router(context: Context) -> APIRouter:
         return convert.shards(await context.coordinators.state())
 
     @routes.get("/{shard_id}", responses=UNKNOWN)
-    async def read_shard(shard_id: str) -> models.Shard:
+    async def read_shard(shard_id: ShardIdPath) -> models.Shard:
         """One shard."""
         return await find(shard_id)
 
     @routes.post("/{shard_id}/replicas", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT})
-    async def set_replicas(shard_id: str, replicas: NodeIds) -> models.Shard:
+    async def set_replicas(shard_id: ShardIdPath, replicas: NodeIds) -> models.Shard:
         """Move the shard to these nodes. It is MOVING until data has been copied, and serves all the while."""
         request = coordinator_pb2.SetShardReplicasRequest(shard_id=shard_id, replicas=replicas)
         check_accepted(await context.coordinators.write("SetShardReplicas", request))
         return await find(shard_id)
 
     @routes.post("/{shard_id}/leader", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT}, openapi_extra=LEADER_BODY)
-    async def set_leader(shard_id: str, request: Request) -> models.Shard:
+    async def set_leader(shard_id: ShardIdPath, request: Request) -> models.Shard:
         """Ask for another leader among the shard's replicas. The body is the bare node id."""
         leader = await read_text(request, "leader")
         epoch = (await find(shard_id)).epoch
