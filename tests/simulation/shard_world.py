@@ -135,9 +135,13 @@ class ShardWorld:
             self.configurations.born(group, voters)
             # No node hears of a new shard at the same moment as another, and some are down just then.
             for voter in voters:
-                place = partial(self.world.nodes[node_of(voter)].place, group, voter, voters)
-                self.world.scheduler.after(rng.randrange(800 * US_PER_MS), place)
+                self.world.scheduler.after(rng.randrange(800 * US_PER_MS), partial(self._bear, group, voter, voters))
         return births
+
+    def _bear(self, group: int, voter: int, voters: list[int]) -> None:
+        """A voter that the others have removed before its node heard of it is never made."""
+        if voter in self.configurations.members(group):
+            self.world.nodes[node_of(voter)].place(group, voter, voters)
 
     def _schedule_changes(self) -> None:
         faults, nemesis, admin = self.profile.faults, self.nemesis, self.admin
