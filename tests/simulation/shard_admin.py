@@ -88,8 +88,9 @@ class Admin:
         if group in self._targets:
             return
         rng, world = self._rng, self._world
-        voters = set(self._configurations.members(group).voters)
-        taken = {node_of(voter) for voter in voters}
+        members = self._configurations.members(group)
+        voters = set(members.voters)
+        taken = {node_of(replica) for replica in (*members.voters, *members.learners, *members.outgoing)}
         free = [node for node in sorted(world.nodes) if group not in world.nodes[node].intents and node not in taken]
         targets = voters - self._condemned
         if not targets:

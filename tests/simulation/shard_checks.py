@@ -22,6 +22,7 @@ from shard_commands import EMPTY_CHAIN, extend, tag_of_payload
 from shard_model import NO_EFFECT, ShardModel
 
 MOVED = "MOVED"
+TIMED_PREFIX = b"flotta:"
 READS = frozenset({"get", "chain"})
 
 
@@ -223,9 +224,8 @@ def check_linearizable_keys(
             call = Call(operation.called_us, operation.returned_us, asked, operation.result, describe(operation))
             histories[operation.key].append(call)
     for tag, attempts in writes.items():
-        found = _write_call(tag, attempts, placed.get(tag, []), revision_base)
-        if found is not None:
-            (chains if attempts[0].kind == "append" else rows)[attempts[0].key].append(found)
+        histories = chains if attempts[0].kind == "append" else rows
+        histories[attempts[0].key].extend(_write_calls(tag, attempts, placed.get(tag, []), revision_base))
     undecided = 0
     for name, histories, initial, step in (("row", rows, None, step_key), ("chain", chains, EMPTY_CHAIN, step_chain)):
         for key in sorted(histories):
@@ -236,33 +236,36 @@ def check_linearizable_keys(
     return len(rows) + len(chains), undecided
 
 
-def _write_call(
+def _write_calls(
     tag: bytes, attempts: Sequence[Operation], entries: Sequence[AppliedEntry], revision_base: int
-) -> Call | None:
+) -> list[Call]:
     """All attempts of one request are one operation, from its first call to its answer. One that nobody answered was
-    over when a replica first applied the entry that took effect."""
+    over when a replica first applied the entry that took effect. A foreign id is new again after the dedup window, so
+    it may take effect twice; an id that says its time may not."""
     answers: dict[int, Any] = {}
     for operation in attempts:
         answers.update(operation.notes.get("answers", {}))
-    effective = [entry for entry in entries if getattr(answers[entry.index], "kind", "") not in NO_EFFECT]
-    if not effective:
-        return None
-    first = effective[0]
-    called = min(operation.called_us for operation in attempts)
-    told = [operation for operation in attempts if operation.verdict is Verdict.OK and _took_effect(operation)]
+    effective = [entry for entry in entries if _took_effect(answers[entry.index])]
+    if len(effective) > 1 and tag.startswith(TIMED_PREFIX):
+        indices = [entry.index for entry in effective]
+        raise SafetyViolation(f"request {tag!r} took effect more than once, at {indices}: {describe(attempts[0])}")
     shape = attempts[0]
-    if told:
-        returned, result = told[0].returned_us or called, told[0].result
-    else:
-        returned, result = max(first.first_applied_us, called), UNSEEN
-    if shape.kind == "append":
-        return Call(called, returned, ("append", tag, 0, 0), result, describe(shape))
-    answered: Any = result if result is UNSEEN else (result.kind, result.version)
-    value, condition = shape.args[0], shape.args[1]
-    return Call(
-        called, returned, (shape.kind, value, condition, revision_base + first.index), answered, describe(shape)
-    )
+    called = min(operation.called_us for operation in attempts)
+    calls = []
+    for entry in effective:
+        version = revision_base + entry.index
+        told = [one for one in attempts if one.verdict is Verdict.OK and one.revision == version]
+        returned = min((one.returned_us or called for one in told), default=max(entry.first_applied_us, called))
+        answered: Any = told[0].result if told else UNSEEN
+        if shape.kind == "append":
+            asked: tuple[Any, ...] = ("append", tag, 0, 0)
+        else:
+            asked = (shape.kind, shape.args[0], shape.args[1], version)
+            answered = (answered.kind, answered.version) if told else UNSEEN
+        calls.append(Call(called, returned, asked, answered, describe(shape)))
+    return calls
 
 
-def _took_effect(operation: Operation) -> bool:
-    return getattr(operation.result, "kind", "") not in NO_EFFECT
+def _took_effect(answer: Any) -> bool:
+    """Was it executed, whatever came of it? A repetition only repeats the answer."""
+    return getattr(answer, "kind", "") not in NO_EFFECT and not getattr(answer, "duplicate", False)

@@ -12,7 +12,7 @@ from flotta_consensus.sim.history import History, Operation, Verdict
 from flotta_consensus.sim.observed import members_bytes
 from flotta_embedded.codec import encode_command, encode_value
 from flotta_storage.core.writes import Write
-from shard_checks import check_against_log, check_linearizable_keys, tag_of
+from shard_checks import check_against_log, check_linearizable_keys, entries_by_tag, tag_of
 from shard_commands import APPEND, EMPTY_CHAIN, extend, write_payload
 from shard_model import Answer, ShardModel
 
@@ -241,6 +241,18 @@ def test_after_the_window_a_foreign_id_is_new_and_a_timed_one_refused() -> None:
         first, second = twice(story, request_id, second_stamp_ms=600_001)
         second.result = Answer(kind, 3, 3 if kind == "OK" else 0)
         story.read(10, 11, 3, story.row(second if kind == "OK" else first))
+        operations = list(story.history)
         model = ShardModel(THREE, lambda key: True)
-        check_against_log(story.log, model, list(story.history))
+        placed = check_against_log(story.log, model, operations)
         assert len(model.requests) == 1
+        check_linearizable_keys(operations, placed)
+
+
+def test_a_timed_request_never_takes_effect_twice() -> None:
+    story = Story()
+    first, second = twice(story, b"flotta:1:x")
+    placed = entries_by_tag(story.log.in_order(2))
+    for operation, index in ((first, 2), (second, 3)):
+        operation.notes["answers"] = {index: Answer("OK", index, index)}
+    with pytest.raises(SafetyViolation, match="more than once, at \\[2, 3\\]"):
+        check_linearizable_keys([first, second], placed)
