@@ -32,6 +32,7 @@ from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.server import GrpcServer, build_server
 from flotta_runtime.tasks import Supervisor
+from flotta_runtime.throttle import Throttle
 
 from flotta_coordinator import cluster_service, formation, raft_service, service, wire
 from flotta_coordinator.forward import Forwarder
@@ -62,6 +63,7 @@ class CoordinatorApp:
         self.metrics = Metrics(settings.service, settings.node_id)
         self._clock = clock
         self._log = get_logger("coordinator", node=settings.node_id)
+        self._throttle = Throttle(clock)
         self._coordinators = settings.coordinators()
         self._role = Role(self._coordinators)
         self._group = HostGroup()
@@ -328,7 +330,9 @@ class CoordinatorApp:
             await asyncio.sleep(PROBE_MS / 1000)
 
     def _on_event(self, event: HostEvent) -> None:
-        self._log.info("raft", event_name=event.name, number=event.number, text=event.text)
+        left_out = self._throttle.admit(event.name)
+        if left_out is not None:
+            self._log.info("raft", event_name=event.name, number=event.number, text=event.text, left_out=left_out)
 
     def _add_metrics(self) -> None:
         gauges = (

@@ -25,6 +25,7 @@ from flotta_runtime.clock import Clock
 from flotta_runtime.errors import StartupError
 from flotta_runtime.logging import get_logger
 from flotta_runtime.tasks import Supervisor
+from flotta_runtime.throttle import Throttle
 
 from flotta_storage.coordinator_link import CoordinatorLink
 from flotta_storage.core.commands import new_registry
@@ -75,6 +76,7 @@ class Backend:
         self._machines = machines
         self._addresses = records.addresses()
         self._log = get_logger("storage", node=identity.node_id)
+        self._throttle = Throttle(shared.clock)
         self.host = host
         self.asker = MembershipAsker(settings.token())
         self.duties = LeaderDuties(
@@ -155,8 +157,12 @@ class Backend:
         self.heartbeats.news()
 
     def _event(self, event: HostEvent) -> None:
-        if event.name not in ("created", "removed"):
-            self._log.info("raft event", group=event.group, name=event.name, number=event.number, text=event.text)
+        if event.name in ("created", "removed"):
+            return
+        left_out = self._throttle.admit((event.group, event.name))
+        if left_out is not None:
+            fields = {"group": event.group, "name": event.name, "number": event.number, "text": event.text}
+            self._log.info("raft event", **fields, left_out=left_out)
 
 
 def open_backend(shared: Shared) -> Backend:
