@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flotta_runtime.hashing import shard_index
-from load import Load
-from process_cluster import Client, ProcessCluster, running, until
+from load import Load, acks_grow, under_load
+from process_cluster import Client, ProcessCluster, replicas_equal, running, until
 
 SHARDS = 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -23,27 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 def keys_of(load: Load, shard_id: str) -> list[bytes]:
     return [key for key in load.keys if f"shard-{shard_index(key, SHARDS)}" == shard_id]
-
-
-@asynccontextmanager
-async def under_load(cluster: ProcessCluster, load: Load) -> Any:
-    load.stopping = False
-    async with asyncio.TaskGroup() as group:
-        group.create_task(load.run())
-        try:
-            yield
-        finally:
-            load.stopping = True
-
-
-async def acks_grow(load: Load, keys: list[bytes], by: int = 3) -> None:
-    """Every one of the keys is acknowledged again, several times."""
-    start = {key: len(load.acks[key]) for key in keys}
-
-    async def grown() -> bool:
-        return all(len(load.acks[key]) >= start[key] + by for key in keys)
-
-    await until(grown, f"writes of {len(keys)} keys resume")
 
 
 async def kill_shard_leader(cluster: ProcessCluster, load: Load) -> str:
@@ -82,20 +59,11 @@ async def kill_follower_twice(cluster: ProcessCluster, load: Load, not_this: str
     print(f"killed {victim} while it caught up")
 
 
-async def replicas_equal(cluster: ProcessCluster) -> dict[str, Any]:
-    async def equal() -> dict[str, Any] | None:
-        found = await cluster.digests()
-        whole = all(len(by_node) == 3 and len(set(by_node.values())) == 1 for by_node in found.values())
-        return found if whole and len(found) == SHARDS else None
-
-    return await until(equal, "all replicas of every shard are equal, content and index")
-
-
 async def test_acknowledged_writes_survive_a_hard_day(tmp_path: Path) -> None:
     async with running(tmp_path, shards=SHARDS) as cluster:
         load = Load([cluster.gateway_address(1), cluster.gateway_address(2)], [b"key %d" % n for n in range(16)])
         versions = [await cluster.map_version()]
-        async with under_load(cluster, load):
+        async with under_load(load):
             await acks_grow(load, load.keys)
             victim = await kill_shard_leader(cluster, load)
             versions.append(await cluster.map_version())

@@ -56,7 +56,8 @@ def check_output(command: str, expected: list[str], output: str) -> None:
     if not expected:
         return
     pattern = "\n".join(re.escape(line).replace("…", ".*") for line in expected)
-    if not re.fullmatch(pattern + r"\s*", output, re.DOTALL):
+    printed = "\n".join(line.rstrip() for line in output.splitlines())
+    if not re.fullmatch(pattern + r"\s*", printed, re.DOTALL):
         raise AssertionError(f"$ {command}\nprinted:\n{output}\nthe page says:\n" + "\n".join(expected))
 
 
