@@ -1,8 +1,8 @@
 """The main program of every service: settings, logs, uvloop, signals, exit codes.
 
-Exit codes: 0 stopped when asked, 1 could not start (one sentence on stderr), 2 wrong settings, 70 an invariant
-broke or a critical task failed (the state in memory is not to be trusted, so nothing is flushed), 75 a stop that took
-too long and was cut off.
+Exit codes: 0 stopped when asked, 1 could not start or was turned away by its cluster (one sentence on stderr), 2 wrong
+settings, 70 an invariant broke or a critical task failed (the state in memory is not to be trusted, so nothing is
+flushed), 75 a stop that took too long and was cut off.
 """
 
 from __future__ import annotations
@@ -91,6 +91,11 @@ async def _serve(settings: Settings, service: Service, asked: asyncio.Event) -> 
     waiting.cancel()
     if ended.done():
         reason = ended.exception()
+        if reason is not None and isinstance(reason.__cause__, StartupError):
+            # Turned away after it had begun: as little to be saved as when it had not.
+            sys.stderr.write(f"flotta-{settings.service}: {reason.__cause__}\n")
+            sys.stderr.flush()
+            os._exit(EXIT_START)
         if reason is not None:
             fatal.die(reason)
         return EXIT_OK

@@ -7,6 +7,8 @@ on every port. A second server on a port fails loudly.
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,7 +137,9 @@ class GrpcServer:
 
     async def start(self) -> int:
         """Bind and serve. StartupError, naming the address, when another process has the port."""
-        host, _ = split_address(self.listen)
+        host, port = split_address(self.listen)
+        if port:
+            _check_free(host, port, self.listen)
         try:
             self.port = self._server.add_insecure_port(self.listen)
         except RuntimeError as error:
@@ -159,6 +163,26 @@ class GrpcServer:
         """Answer NOT_SERVING, take no new calls, let the running ones finish within `grace_ms`, then cut them off."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_ms / 1000 if grace_ms else None)
+
+
+def _check_free(host: str, port: int, listen: str) -> None:
+    """StartupError unless the port can be bound. gRPC would say no as well, but only after lines of its own."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartupError(f"the gRPC address {listen} cannot be used: {error.strerror or error}") from error
+    for family, _, _, _, address in found:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+        except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
+                continue  # IPv6 may just not be there
+            hint = "; is another process using this port?" if error.errno == errno.EADDRINUSE else ""
+            raise StartupError(f"cannot listen on {listen} for gRPC: {error.strerror or error}{hint}") from error
 
 
 class _Wrapping:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from flotta_runtime import fatal
-from flotta_runtime.errors import InvariantError
+from flotta_runtime.errors import InvariantError, StartupError
 from flotta_runtime.logging import get_logger
 
 
@@ -130,7 +130,8 @@ class Supervisor:
                 return
             if self._failure is None:
                 self._failure = TaskFailed(name, error)
-                self._log.error("critical task failed", task=name, exc_info=error)
+                known = isinstance(error, StartupError)  # it was refused: a sentence for the operator says it all
+                self._log.error("critical task failed", task=name, reason=str(error), exc_info=not known and error)
             raise
 
     async def _restart(

@@ -4,7 +4,8 @@ The members are the configured peers, all voters from birth, so an empty directo
 voter that forgot its votes. Therefore a member with an empty directory needs an answer of every other member before
 it takes part: one that has met this name with another store refuses it. When all are new, the first in the list
 names the cluster; the others take the name over. Who is who is put on record before that, so every member of a
-formed cluster can tell an impostor. Later starts need nobody's answer.
+formed cluster can tell an impostor. Later starts need nobody's answer; they only stop when those who do answer say
+that this is not the directory they know.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from flotta_coordinator.group import Coordinators
 MEMBERS_FILE = "coordinators.json"
 _FORMAT = 1
 _ASK_TIMEOUT_MS = 2_000
+_RECALL_TIMEOUT_MS = 1_000  # a later start is held up by this much at most
 _ASK_AGAIN_MS = 200
 _SAY_EVERY = 25  # rounds without all answers
 
@@ -51,18 +53,60 @@ def check_members(directory: DataDirectory, coordinators: Coordinators) -> None:
 async def join(
     directory: DataDirectory, coordinators: Coordinators, token: str, new_cluster_id: Callable[[], str]
 ) -> Identity:
-    """This member's identity in its cluster, durable. Asks and waits only on the very first start."""
-    if not directory.identity.cluster_id:
+    """This member's identity in its cluster, durable. Waits for all others only on the very first start."""
+    if directory.identity.cluster_id:
+        await _recall(directory.identity, coordinators, token)
+    else:
+        await _join_first(directory, coordinators, token, new_cluster_id)
+    return directory.adopt(directory.identity.cluster_id, coordinators.node_num)
+
+
+async def _join_first(
+    directory: DataDirectory, coordinators: Coordinators, token: str, new_cluster_id: Callable[[], str]
+) -> None:
+    answers = await _ask_all(directory.identity, coordinators, token)
+    cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
+    while cluster_id is None:
+        await asyncio.sleep(_ASK_AGAIN_MS / 1000)
         answers = await _ask_all(directory.identity, coordinators, token)
         cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
-        while cluster_id is None:
-            await asyncio.sleep(_ASK_AGAIN_MS / 1000)
-            answers = await _ask_all(directory.identity, coordinators, token)
-            cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
-        for number, answer in answers.items():
-            directory.peers.record(number, answer.identity.node_id, answer.identity.store_id)
-        directory.adopt(cluster_id, coordinators.node_num)
-    return directory.adopt(directory.identity.cluster_id, coordinators.node_num)
+    for number, answer in answers.items():
+        directory.peers.record(number, answer.identity.node_id, answer.identity.store_id)
+    directory.adopt(cluster_id, coordinators.node_num)
+
+
+async def _recall(mine: Identity, coordinators: Coordinators, token: str) -> None:
+    """Stop a start with a directory that is none of this cluster's. Silence is no objection."""
+    channels = {number: channel(address, token) for number, address in _others(coordinators).items()}
+    try:
+        asked = await asyncio.gather(*(_ask(each, mine, _RECALL_TIMEOUT_MS) for each in channels.values()))
+    except Refused:
+        return  # the token may be about to change everywhere; the peers refuse the traffic, and say so
+    finally:
+        for each in channels.values():
+            await each.close()
+    check_recalled(mine, {number: told for number, told in zip(channels, asked, strict=True) if told is not None})
+
+
+def check_recalled(mine: Identity, answers: dict[int, Answer]) -> None:
+    """StartupError when somebody objects to this directory and nobody knows it."""
+    objections = []
+    for _, answer in sorted(answers.items()):
+        said = answer.identity
+        if said.cluster_id not in ("", mine.cluster_id):
+            objections.append(
+                f"{said.node_id} belongs to cluster {said.cluster_id}, the data directory of {mine.node_id} to "
+                f"cluster {mine.cluster_id}"
+            )
+        elif answer.known_store_id not in ("", mine.store_id):
+            objections.append(
+                f"{said.node_id} knows {mine.node_id} with another data directory (store {answer.known_store_id}, "
+                f"here {mine.store_id})"
+            )
+        elif said.cluster_id:
+            return
+    if objections:
+        raise StartupError(objections[0])
 
 
 def agree(
@@ -93,18 +137,13 @@ def agree(
 
 async def _ask_all(mine: Identity, coordinators: Coordinators, token: str) -> dict[int, Answer]:
     """The answers of every other member; asks until it has them all."""
-    others = {
-        number: address
-        for number, (name, address) in enumerate(coordinators.members, start=1)
-        if name != coordinators.node_id
-    }
-    channels = {number: channel(address, token) for number, address in others.items()}
+    channels = {number: channel(address, token) for number, address in _others(coordinators).items()}
     log = get_logger("formation")
     rounds = 0
     try:
         while True:
             numbers = list(channels)
-            asked = await asyncio.gather(*(_ask(channels[number], mine) for number in numbers))
+            asked = await asyncio.gather(*(_ask(channels[number], mine, _ASK_TIMEOUT_MS) for number in numbers))
             answers = {number: answer for number, answer in zip(numbers, asked, strict=True) if answer is not None}
             if len(answers) == len(channels):
                 return answers
@@ -118,14 +157,27 @@ async def _ask_all(mine: Identity, coordinators: Coordinators, token: str) -> di
             await each.close()
 
 
-async def _ask(target: Channel, mine: Identity) -> Answer | None:
+def _others(coordinators: Coordinators) -> dict[int, str]:
+    """Number → address of the other members."""
+    return {
+        number: address
+        for number, (name, address) in enumerate(coordinators.members, start=1)
+        if name != coordinators.node_id
+    }
+
+
+class Refused(StartupError):
+    """A peer does not take our token."""
+
+
+async def _ask(target: Channel, mine: Identity, timeout_ms: int) -> Answer | None:
     request = raft_pb2.IdentifyRequest(**{"from": to_message(mine)})
     try:
         stub = raft_pb2_grpc.RaftTransportStub(target.grpc)
-        reply = await stub.Identify(request, timeout=_ASK_TIMEOUT_MS / 1000, metadata=target.metadata)
+        reply = await stub.Identify(request, timeout=timeout_ms / 1000, metadata=target.metadata)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            raise StartupError(
+            raise Refused(
                 f"the coordinator at {target.address} refuses the internal token; all services need the same one"
             ) from error
         return None

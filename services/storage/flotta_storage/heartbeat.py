@@ -16,7 +16,7 @@ from flotta_consensus.api import RoleChange
 from flotta_proto.flotta import cluster_pb2 as pb
 from flotta_proto.flotta.cluster_pb2_grpc import ClusterStub
 from flotta_runtime.clock import Clock
-from flotta_runtime.errors import FlottaError, StartupError
+from flotta_runtime.errors import FlottaError, InvalidArgument, StartupError, Unauthenticated
 from flotta_runtime.logging import get_logger
 
 from flotta_storage.coordinator_link import CoordinatorLink
@@ -39,6 +39,9 @@ async def say_hello(link: CoordinatorLink, request: pb.NodeHelloRequest) -> pb.N
         try:
             answer = await link.call(lambda channel: ClusterStub(channel).NodeHello, request)
         except FlottaError as error:
+            # Without a number yet, nothing is lost by stopping; a known node serves on, and its operator reads the log.
+            if isinstance(error, InvalidArgument) or (isinstance(error, Unauthenticated) and not request.cluster_id):
+                raise Refused(f"the coordinators refuse node {request.node_id}: {error.message}") from error
             if error.message != told:
                 told = error.message
                 log.warning("waiting for a coordinator", reason=told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flotta_consensus.identity import Identity
 from flotta_consensus.peer_identity import Answer
-from flotta_coordinator.formation import agree
+from flotta_coordinator.formation import agree, check_recalled
 from flotta_coordinator.group import Coordinators
 from flotta_coordinator.settings import CoordinatorSettings
 from flotta_runtime.errors import StartupError
@@ -79,3 +79,37 @@ def test_a_name_once_given_is_taken_over_by_the_first_too() -> None:
 def test_impostors_and_strangers_are_refused(answers: dict[int, Answer], sentence: str) -> None:
     with pytest.raises(StartupError, match=sentence):
         ask("c1", answers)
+
+
+MINE = Identity("c1", "s-c1", "ours", 1)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {2: answer("c2", cluster="ours", knows="s-c1")},
+        {2: answer("c2", cluster="ours"), 3: answer("c3")},
+        {2: answer("c2"), 3: answer("c3")},
+        {2: answer("c2", cluster="foreign"), 3: answer("c3", cluster="ours", knows="s-c1")},
+        {2: answer("c2", cluster="ours", knows="s-c1"), 3: answer("c3", cluster="ours", knows="another")},
+    ],
+)
+def test_a_known_directory_starts_while_somebody_knows_it_or_nobody_objects(answers: dict[int, Answer]) -> None:
+    check_recalled(MINE, answers)
+
+
+@pytest.mark.parametrize(
+    ("answers", "sentence"),
+    [
+        (
+            {2: answer("c2", cluster="foreign")},
+            "c2 belongs to cluster foreign, the data directory of c1 to cluster ours",
+        ),
+        ({2: answer("c2", cluster="foreign"), 3: answer("c3")}, "c2 belongs to cluster foreign"),
+        ({3: answer("c3", cluster="ours", knows="another")}, "c3 knows c1 with another data directory"),
+    ],
+)
+def test_a_known_directory_that_all_others_object_to_is_refused(answers: dict[int, Answer], sentence: str) -> None:
+    with pytest.raises(StartupError, match=sentence):
+        check_recalled(MINE, answers)
