@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc.aio
 from flotta_proto.kvdb import gateway_pb2
-from process_cluster import Client
+from process_cluster import Client, until
 
 OK = gateway_pb2.Status.OK
 CERTAINLY_NOT = {
@@ -45,6 +47,7 @@ class Load:
     acks: dict[bytes, list[float]] = field(default_factory=dict)
     version_regressions: list[str] = field(default_factory=list)
     stopping: bool = False
+    value_bytes: int = 0  # values are filled up with spaces to this length
 
     def __post_init__(self) -> None:
         for key in self.keys:
@@ -66,7 +69,7 @@ class Load:
         while not self.stopping:
             value, turn = value + 1, turn + 1
             try:
-                reply = await clients[turn % len(clients)].put(key, b"%d" % value, timeout=3)
+                reply = await clients[turn % len(clients)].put(key, (b"%d" % value).ljust(self.value_bytes), timeout=3)
             except grpc.aio.AioRpcError:
                 record.maybe.add(value)
                 await asyncio.sleep(0.02)
@@ -110,3 +113,25 @@ class Load:
         if wrong or self.version_regressions:
             raise AssertionError("\n".join([*wrong, *self.version_regressions]))
         return len(self.records)
+
+
+@asynccontextmanager
+async def under_load(load: Load) -> AsyncIterator[None]:
+    """The load runs inside, and has ended after it."""
+    load.stopping = False
+    async with asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        try:
+            yield
+        finally:
+            load.stopping = True
+
+
+async def acks_grow(load: Load, keys: list[bytes], by: int = 3) -> None:
+    """Every one of the keys is acknowledged again, several times."""
+    start = {key: len(load.acks[key]) for key in keys}
+
+    async def grown() -> bool:
+        return all(len(load.acks[key]) >= start[key] + by for key in keys)
+
+    await until(grown, f"writes of {len(keys)} keys go on")

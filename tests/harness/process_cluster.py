@@ -46,12 +46,17 @@ def _free(port: int) -> bool:
 class ProcessCluster:
     """Coordinators, nodes, gateways and admin as real processes under `folder`."""
 
-    def __init__(self, folder: Path, *, nodes: int = 3, shards: int = 4, gateways: int = 2) -> None:
+    def __init__(
+        self, folder: Path, *, nodes: int = 3, shards: int = 4, gateways: int = 2, separable: bool = False
+    ) -> None:
         base = free_base_port(16)
         self.coordinator_port, self.node_port = base, base + 4
         self.gateway_port, self.admin_port = base + 10, base + 14
         self.coordinators, self.nodes, self.gateways = 3, nodes, gateways
+        self.shard_count = shards
         self.folder = folder
+        # Each coordinator and node under a group id of its own, so that a firewall can tell who sends. Needs root.
+        self.separable = separable
         self.environment = {
             **os.environ,
             "N_COORDINATORS": "3",
@@ -71,12 +76,35 @@ class ProcessCluster:
 
     # --- processes ---
 
-    async def command(self, *words: str) -> str:
+    def group_id(self, name: str) -> int:
+        """The group id a coordinator or node runs under in a separable cluster."""
+        role, _, number = name.rpartition("-")
+        return {"coordinator": 61_100, "node": 61_200}[role] + int(number)
+
+    def port(self, name: str) -> int:
+        """The gRPC port of a coordinator or node."""
+        role, _, number = name.rpartition("-")
+        return {"coordinator": self.coordinator_port, "node": self.node_port}[role] + int(number) - 1
+
+    def insiders(self) -> list[str]:
+        return [f"coordinator-{n + 1}" for n in range(self.coordinators)] + [f"node-{n + 1}" for n in range(self.nodes)]
+
+    async def start(self) -> None:
+        if self.separable:
+            # The first one makes the cluster's secrets, which the others then find.
+            first, *others = self.insiders()
+            starting = [self.command("start", name, group=self.group_id(name)) for name in others]
+            await self.command("start", first, group=self.group_id(first))
+            await asyncio.gather(*starting)
+        await self.command("start")
+
+    async def command(self, *words: str, group: int | None = None) -> str:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, str(ROOT / "scripts" / "local_cluster.py"), *words),
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            group=group,
         )
         output, _ = await asyncio.wait_for(process.communicate(), 120)
         text = output.decode()
@@ -86,6 +114,16 @@ class ProcessCluster:
 
     def pid(self, name: str) -> int:
         return int((self.folder / "data" / "pids" / f"{name}.pid").read_text().split()[0])
+
+    def alive(self, name: str) -> bool:
+        try:
+            state = Path(f"/proc/{self.pid(name)}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return False
+        return state != "Z"
+
+    def log(self, name: str) -> str:
+        return (self.folder / "logs" / f"{name}.log").read_text(errors="replace")
 
     def kill(self, *names: str) -> None:
         for name in names:
@@ -182,7 +220,7 @@ async def running(folder: Path, **sizes: int) -> AsyncIterator[ProcessCluster]:
     """A bootstrapped cluster; every process it started is stopped at the end."""
     cluster = ProcessCluster(folder, **sizes)
     try:
-        await cluster.command("start")
+        await cluster.start()
         await cluster.command("bootstrap")
         yield cluster
     except BaseException:
@@ -190,6 +228,34 @@ async def running(folder: Path, **sizes: int) -> AsyncIterator[ProcessCluster]:
         raise
     finally:
         await cluster.command("stop")
+
+
+async def replicas_equal(cluster: ProcessCluster) -> dict[str, dict[str, tuple[int, int, str]]]:
+    """Once nothing is written: every shard has three replicas with one content and one index."""
+
+    async def equal() -> dict[str, Any] | None:
+        found = await cluster.digests()
+        whole = all(len(by_node) == 3 and len(set(by_node.values())) == 1 for by_node in found.values())
+        return found if whole and len(found) == cluster.shard_count else None
+
+    found: dict[str, Any] = await until(equal, "all replicas of every shard are equal, content and index")
+    return found
+
+
+async def start_is_refused(cluster: ProcessCluster, name: str) -> str:
+    """What a member that cannot start wrote before it ended."""
+    before = len(cluster.log(name))
+    try:
+        await cluster.command("start", name)  # waits for the port only, which is bound before the data is opened
+    except RuntimeError as error:
+        if "ended during start" not in str(error):
+            raise
+
+    async def ended() -> bool:
+        return not cluster.alive(name)
+
+    await until(ended, f"{name} does not start")
+    return cluster.log(name)[before:]
 
 
 class Client:

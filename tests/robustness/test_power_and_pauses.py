@@ -12,13 +12,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flotta_runtime.hashing import shard_index
-from load import Load
+from load import Load, under_load
 from process_cluster import Client, ProcessCluster, running, until
 
 SHARDS = 4
@@ -44,17 +42,6 @@ def loop_disk(tmp_path: Path) -> Iterator[Path]:
         if os.path.ismount(mount):
             sh("umount", str(mount))
         image.unlink()
-
-
-@asynccontextmanager
-async def under_load(load: Load) -> Any:
-    load.stopping = False
-    async with asyncio.TaskGroup() as group:
-        group.create_task(load.run())
-        try:
-            yield
-        finally:
-            load.stopping = True
 
 
 async def acknowledged(load: Load, total: int) -> None:
