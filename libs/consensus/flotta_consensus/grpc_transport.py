@@ -8,6 +8,7 @@ least 4 MiB, the token check of all internal services) are the server's; the tok
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import grpc
 from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
 
 from flotta_consensus.api import Failpoints, NoFailpoints
+from flotta_consensus.core.clock_bounds import PeerClocks
 from flotta_consensus.core.effects import SendSnapshot
 from flotta_consensus.core.manifest import Manifest
 from flotta_consensus.identity import DataDirectory, IdentityError
@@ -39,6 +41,14 @@ _SLOT_PROGRESS_SECONDS = 1.0
 _SNAPSHOT_BYTES_PER_SECOND_MIN = 1 << 20
 
 
+def system_wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def system_monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
 def insecure_channel(address: str, options: tuple[tuple[str, int], ...]) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=options)
 
@@ -46,7 +56,8 @@ def insecure_channel(address: str, options: tuple[tuple[str, int], ...]) -> grpc
 class GrpcTransport:
     """Implements `transport.Transport`. Make it, `add_to` a server, hand it to `GroupHost.open`.
 
-    `report` gets one line for each new problem with a peer (refused identities among them).
+    `report` gets one line for each new problem with a peer (refused identities among them). `wall_ms` is told to peers
+    with every message; what they tell is in `peer_clocks`, on `monotonic_ms`.
     """
 
     def __init__(
@@ -60,6 +71,8 @@ class GrpcTransport:
         failpoints: Failpoints | None = None,
         snapshot_streams_max: int = 2,
         report: Callable[[str], None] = lambda text: None,
+        wall_ms: Callable[[], int] = system_wall_ms,
+        monotonic_ms: Callable[[], int] = system_monotonic_ms,
     ) -> None:
         self._directory = directory
         self._addresses = addresses
@@ -72,8 +85,13 @@ class GrpcTransport:
         self._snapshot_slots = asyncio.Semaphore(snapshot_streams_max)
         self._receiver: Receiver | None = None
         self._report = report
+        self._wall_ms = wall_ms
+        self.peer_clocks = PeerClocks()
         self._servicer = _Servicer(
-            directory, self._guard, SnapshotReceiver(failpoints or NoFailpoints(), streams_max=snapshot_streams_max)
+            directory,
+            self._guard,
+            SnapshotReceiver(failpoints or NoFailpoints(), streams_max=snapshot_streams_max),
+            lambda node_num, peer_wall_ms: self.peer_clocks.heard(node_num, peer_wall_ms, monotonic_ms()),
         )
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -100,6 +118,7 @@ class GrpcTransport:
                 self._options,
                 unreachable=self._unreachable,
                 report=self._report,
+                wall_ms=self._wall_ms,
             )
             self._links[node_num] = link
             self._new_links.put_nowait(link)
@@ -172,10 +191,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class _Servicer(raft_pb2_grpc.RaftTransportServicer):
-    def __init__(self, directory: DataDirectory, guard: PeerGuard, snapshots: SnapshotReceiver) -> None:
+    def __init__(
+        self,
+        directory: DataDirectory,
+        guard: PeerGuard,
+        snapshots: SnapshotReceiver,
+        heard_clock: Callable[[int, int], None],
+    ) -> None:
         self._directory = directory
         self._guard = guard
         self._snapshots = snapshots
+        self._heard_clock = heard_clock
         self._target: tuple[Receiver, Path] | None = None
 
     def attach(self, receiver: Receiver, incoming_dir: Path) -> None:
@@ -198,13 +224,15 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         request_iterator: AsyncIterator[raft_pb2.Frame],
         context: Context,
     ) -> AsyncIterator[raft_pb2.FrameCredit]:
-        await self._admit(context)
+        sender, *_ = await self._admit(context)
         loop = asyncio.get_running_loop()
         received = credited = 0
         credited_at = -CREDIT_SECONDS
         pieces: list[bytes] = []
         pieces_bytes = 0
         async for frame in request_iterator:
+            if frame.sender_wall_ms:
+                self._heard_clock(sender, frame.sender_wall_ms)
             received += payload_bytes(frame)
             pieces.append(frame.messages)
             pieces_bytes += len(frame.messages)
@@ -223,7 +251,7 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         request_iterator: AsyncIterator[raft_pb2.SnapshotChunk],
         context: Context,
     ) -> AsyncIterator[raft_pb2.SnapshotReceipt]:
-        receiver, directory = await self._admit(context)
+        _, receiver, directory = await self._admit(context)
         number = self._directory.identity.node_num
         receipts = self._snapshots.take(aiter(request_iterator), directory, number, receiver.receive)
         async with aclosing(receipts):
@@ -236,16 +264,17 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         for frame in frames:
             self._target[0].receive(frame)
 
-    async def _admit(self, context: Context) -> tuple[Receiver, Path]:
+    async def _admit(self, context: Context) -> tuple[int, Receiver, Path]:
+        """(the sender's node number, where to deliver, where to put files)"""
         await self._check_token(context)
         try:
-            await self._guard.admit_stream(readable(context.invocation_metadata()))
+            sender = await self._guard.admit_stream(readable(context.invocation_metadata()))
         except IdentityError as refusal:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
         target = self._target
         if target is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this process is not ready for Raft messages")
-        return target
+        return (sender, *target)
 
     async def _check_token(self, context: Context) -> None:
         if not self._guard.right_token(readable(context.invocation_metadata())):

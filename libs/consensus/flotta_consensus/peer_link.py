@@ -116,6 +116,7 @@ class PeerLink:
         *,
         unreachable: Callable[[int], None],
         report: Callable[[str], None],
+        wall_ms: Callable[[], int],
     ) -> None:
         self.node_num = node_num
         self._directory = directory
@@ -126,6 +127,7 @@ class PeerLink:
         self._options = options
         self._unreachable = unreachable
         self._report = report
+        self._wall_ms = wall_ms
         self._queue = FrameQueue(options.queue_bytes_max)
         self._filled = asyncio.Event()
         self._credit = asyncio.Event()
@@ -223,6 +225,7 @@ class PeerLink:
                     self._credit.clear()
                     await self._credit.wait()
                 self._sent_bytes += payload_bytes(frame)
+                frame.sender_wall_ms = self._wall_ms()
                 yield frame
                 if asyncio.get_running_loop().time() - self._credited_at > 2 * CREDIT_SECONDS:
                     self._expect_answer()

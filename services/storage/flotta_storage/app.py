@@ -38,6 +38,7 @@ from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import ReplicaTable
 from flotta_storage.settings import StorageSettings
 from flotta_storage.shards_service import ShardsService
+from flotta_storage.stamping import Stamps
 from flotta_storage.telemetry import Telemetry
 
 SHARDS_SERVICE = "flotta.storage.v1.Shards"
@@ -72,7 +73,11 @@ class StorageNode:
             token=token,
             failpoints=self._failpoints,
             report=lambda text: self._log.warning("peer", reason=text),
+            wall_ms=clock.wall_ms,
+            monotonic_ms=clock.monotonic_ms,
         )
+        peers = self._transport.peer_clocks
+        self._stamps = Stamps(clock, peers, settings.clock_skew_max_ms, settings.node_id)
         self._telemetry = Telemetry(self.metrics)
         self._budget = Budget(settings.operations_max, settings.operation_bytes_max)
         self._deadlines = Deadlines(settings.operation_timeout_ms, settings.operation_timeout_max_ms)
@@ -80,7 +85,7 @@ class StorageNode:
         self.handler = BatchHandler(
             self.replicas,
             self._hints,
-            clock,
+            self._stamps.now_ms,
             self._budget,
             Limits(settings.value_bytes_max),
             self._deadlines,
@@ -88,7 +93,7 @@ class StorageNode:
         )
         self._shards = ShardsService(self.handler, self.replicas, self._budget)
         self._server = self._make_server(token)
-        self._telemetry.watch(self._budget, self.replicas)
+        self._telemetry.watch(self._budget, self.replicas, self._stamps)
         self._supervisor = Supervisor("storage")
         self._http: HttpServer | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -121,6 +126,7 @@ class StorageNode:
                     self.model,
                     self.replicas,
                     self._clock,
+                    self._stamps,
                     self._failpoints,
                 ),
             )
@@ -167,7 +173,7 @@ class StorageNode:
         reads = ReadBatcher(
             backend.host,
             self._hints,
-            self._clock,
+            self._stamps.now_ms,
             self._budget,
             self._deadlines,
             lambda turn_end: loop.call_soon(turn_end),

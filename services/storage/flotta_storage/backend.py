@@ -39,6 +39,7 @@ from flotta_storage.records import NodeRecords, RecordsError
 from flotta_storage.replica_manager import ReplicaManager, open_machines
 from flotta_storage.replica_table import ReplicaTable
 from flotta_storage.settings import StorageSettings
+from flotta_storage.stamping import Stamps
 
 ENGINE_DIR = "rocks"
 
@@ -54,6 +55,7 @@ class Shared:
     model: MapModel
     replicas: ReplicaTable
     clock: Clock
+    stamps: Stamps
     failpoints: Failpoints
 
 
@@ -84,6 +86,7 @@ class Backend:
             shared.replicas,
             shared.model,
             shared.clock,
+            shared.stamps.now_ms,
             self._reportable,
             duties_ms=settings.duties_ms,
             catch_up_entries=settings.catch_up_entries,
@@ -113,7 +116,7 @@ class Backend:
             self.asker.ask,
             shared.failpoints,
         )
-        self.health = HealthMonitor(host, shared.replicas)
+        self.health = HealthMonitor(host, shared.replicas, shared.stamps)
         host.on_role(lambda change: self._reportable())
         host.on_event(self._event)
 

@@ -14,7 +14,6 @@ from typing import Final, Protocol
 from flotta_consensus.api import Committed, Outcome, ReadDone, RoleChange
 from flotta_consensus.core.waiters import ProposeManyDone
 from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT, Operation, Reply
-from flotta_runtime.clock import Clock
 
 from flotta_storage import replies
 from flotta_storage.budget import Budget
@@ -23,6 +22,7 @@ from flotta_storage.core.limits import Limits, Refusal
 from flotta_storage.core.writes import Write, encode_payload, encode_write, fingerprint
 from flotta_storage.hints import Hints
 from flotta_storage.replica_table import Replica, ReplicaTable
+from flotta_storage.stamping import StampSource
 
 ReplyCallback = Callable[[list[Reply]], None]
 
@@ -105,7 +105,7 @@ class BatchHandler:
         self,
         replicas: ReplicaTable,
         hints: Hints,
-        clock: Clock,
+        stamp_ms: StampSource,
         budget: Budget,
         limits: Limits,
         deadlines: Deadlines,
@@ -113,7 +113,7 @@ class BatchHandler:
     ) -> None:
         self._replicas = replicas
         self._hints = hints
-        self._clock = clock
+        self._stamp_ms = stamp_ms
         self._budget = budget
         self._limits = limits
         self._deadlines = deadlines
@@ -194,7 +194,7 @@ class BatchHandler:
             leader = role.leader if role is not None else 0
             reply([replies.not_leader(operation, self._hints, leader) for operation in writes])
             return
-        stamp_ms = self._clock.wall_ms()
+        stamp_ms = self._stamp_ms()
         buckets: dict[int, list[Operation]] = {}
         for operation in writes:
             buckets.setdefault(self._deadlines.bucket(operation), []).append(operation)

@@ -9,6 +9,7 @@ import flotta_native
 from flotta_consensus.aio import GroupHost
 
 from flotta_storage.replica_table import ReplicaTable
+from flotta_storage.stamping import Stamps
 
 CHECK_MS = 500
 LAG_ENTRIES_MAX = 1_000
@@ -33,9 +34,10 @@ def lagging(
 class HealthMonitor:
     """`run()` looks at all replicas now and then; `readiness` tells what it saw last."""
 
-    def __init__(self, host: GroupHost, replicas: ReplicaTable) -> None:
+    def __init__(self, host: GroupHost, replicas: ReplicaTable, stamps: Stamps) -> None:
         self._host = host
         self._replicas = replicas
+        self._stamps = stamps
         self._problems: list[str] | None = None
         self.led = 0
         self.lag_entries = 0
@@ -47,6 +49,7 @@ class HealthMonitor:
             await asyncio.sleep(CHECK_MS / 1000)
 
     async def check(self) -> None:
+        self._stamps.now_ms()  # an idle node shall notice as well
         statuses = await self._host.statuses()
         applied = {replica.group: replica.machine.applied_index() for replica in self._replicas}
         self._problems = lagging(statuses, applied)
@@ -60,4 +63,5 @@ class HealthMonitor:
         if self._problems:
             more = f" (and {len(self._problems) - 1} more)" if len(self._problems) > 1 else ""
             return False, self._problems[0] + more
-        return True, f"{len(self._replicas)} replicas, {self.led} of them leading"
+        clock = f"; {self._stamps.problem}" if self._stamps.problem else ""
+        return True, f"{len(self._replicas)} replicas, {self.led} of them leading{clock}"

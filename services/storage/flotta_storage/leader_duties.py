@@ -20,6 +20,7 @@ from flotta_storage.core.moves import ChangeMembers, Intent, LeaderView, Settled
 from flotta_storage.core.reads import next_expiry_ms
 from flotta_storage.map_model import MapModel
 from flotta_storage.replica_table import Replica, ReplicaTable
+from flotta_storage.stamping import StampSource
 
 CHANGE_TIMEOUT_MS = 10_000
 EXPIRE_TIMEOUT_MS = 5_000
@@ -35,6 +36,7 @@ class LeaderDuties:
         replicas: ReplicaTable,
         model: MapModel,
         clock: Clock,
+        stamp_ms: StampSource,
         on_change: Callable[[], None],
         *,
         duties_ms: int,
@@ -44,6 +46,7 @@ class LeaderDuties:
         self._replicas = replicas
         self._model = model
         self._clock = clock
+        self._stamp_ms = stamp_ms
         self._on_change = on_change
         self._duties_ms = duties_ms
         self._catch_up_entries = catch_up_entries
@@ -60,14 +63,14 @@ class LeaderDuties:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await asyncio.sleep(self._duties_ms / 1000)
-                wall_ms = self._clock.wall_ms()
+                stamp_ms = self._stamp_ms()
                 for replica in self._replicas:
                     if replica.group in self._busy or not self.leads(replica):
                         continue
-                    intent, due = self._intent(replica), _is_due(replica, wall_ms)
+                    intent, due = self._intent(replica), _is_due(replica, stamp_ms)
                     if intent is not None or due:
                         self._busy.add(replica.group)
-                        tasks.create_task(self._serve(replica, intent, wall_ms if due else 0))
+                        tasks.create_task(self._serve(replica, intent, stamp_ms if due else 0))
 
     async def _serve(self, replica: Replica, intent: Intent | None, expire_ms: int) -> None:
         try:
@@ -156,14 +159,15 @@ class LeaderDuties:
                     self.transfer(replica, heirs[replica.group])
             await asyncio.sleep(0.02)
 
-    async def _expire(self, replica: Replica, wall_ms: int) -> None:
+    async def _expire(self, replica: Replica, stamp_ms: int) -> None:
         """Move group time on, and sweep a bounded number of rows."""
-        payload = expire_payload(wall_ms, EXPIRE_ROWS_MAX)
+        payload = expire_payload(stamp_ms, EXPIRE_ROWS_MAX)
         outcome = await self._host.propose(replica.group, payload, EXPIRE_TIMEOUT_MS)
         if isinstance(outcome, Committed):
             self.swept += outcome.result.swept
 
 
-def _is_due(replica: Replica, wall_ms: int) -> bool:
+def _is_due(replica: Replica, stamp_ms: int) -> bool:
+    """Never without a stamp: sweeping is only for space, and can wait until time goes on."""
     due_ms = next_expiry_ms(replica.machine.view())
-    return due_ms is not None and due_ms <= wall_ms
+    return due_ms is not None and due_ms <= stamp_ms

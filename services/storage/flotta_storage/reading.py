@@ -3,6 +3,7 @@ state that is read.
 
 Invariants: a STRONG answer comes from a state read after a barrier that began after the read arrived; a row that the
 leader's clock calls expired is never returned by a STRONG read, because group time is moved past its expiry first.
+A node that stamps nothing, its clock being out of bounds, has group time alone to go by.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Final
 
 from flotta_consensus.api import Committed, Outcome, ReadOutcome, ReadReady
 from flotta_proto.flotta.storage_pb2 import Operation, Reply
-from flotta_runtime.clock import Clock
 
 from flotta_storage import replies
 from flotta_storage.batch_handler import Deadlines, Groups, ReplyCallback
@@ -22,6 +22,7 @@ from flotta_storage.core.guarantees import Demand, Guarantee, demand
 from flotta_storage.core.reads import Miss, read_many
 from flotta_storage.hints import Hints
 from flotta_storage.replica_table import Replica
+from flotta_storage.stamping import StampSource
 
 Call = tuple[Operation, ReplyCallback]
 Later = Callable[[Callable[[], None]], object]
@@ -38,11 +39,11 @@ class ReadBatcher:
     """Collects the reads of a turn. `later` decides when a turn ends."""
 
     def __init__(
-        self, groups: Groups, hints: Hints, clock: Clock, budget: Budget, deadlines: Deadlines, later: Later
+        self, groups: Groups, hints: Hints, stamp_ms: StampSource, budget: Budget, deadlines: Deadlines, later: Later
     ) -> None:
         self._groups = groups
         self._hints = hints
-        self._clock = clock
+        self._stamp_ms = stamp_ms
         self._budget = budget
         self._deadlines = deadlines
         self._later = later
@@ -80,7 +81,7 @@ class ReadBatcher:
         def done(outcome: ReadOutcome) -> None:
             if isinstance(outcome, ReadReady):
                 strong = [call for call in calls if demand_of(call[0]).guarantee is Guarantee.LINEARIZABLE]
-                self._read(replica, strong, self._clock.wall_ms())
+                self._read(replica, strong, self._stamp_ms() or None)
                 if len(strong) < len(calls):
                     others = [call for call in calls if demand_of(call[0]).guarantee is not Guarantee.LINEARIZABLE]
                     self._read(replica, others, None)

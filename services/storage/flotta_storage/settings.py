@@ -81,6 +81,10 @@ class StorageSettings(GrpcSettings):
     catch_up_entries: int = Field(
         default=256, ge=1, description="A new replica this close to the leader's log may become a voter."
     )
+    clock_skew_max_ms: DurationMs = Field(
+        default=500,
+        description="A node whose wall clock is further than this from most peers' stamps no time into the log.",
+    )
     tick_ms: DurationMs = Field(default=50, description="Length of a Raft tick; a heartbeat is two ticks.")
     election_ticks: int = Field(
         default=10, ge=5, le=1_000, description="Ticks without a leader after which a replica stands for election."

@@ -13,6 +13,7 @@ from flotta_storage.budget import Budget
 from flotta_storage.health import HealthMonitor
 from flotta_storage.leader_duties import LeaderDuties
 from flotta_storage.replica_table import ReplicaTable
+from flotta_storage.stamping import Stamps
 
 _OK = Status.OK
 
@@ -37,7 +38,7 @@ class Telemetry:
         for code, count in codes.items():
             self._answered[code].inc(count)
 
-    def watch(self, budget: Budget, replicas: ReplicaTable) -> None:
+    def watch(self, budget: Budget, replicas: ReplicaTable, stamps: Stamps) -> None:
         """Numbers read when scraped."""
         gauge = self._metrics.gauge
         gauge("flotta_storage_operations_in_work", "Operations admitted and not yet answered.").set_function(
@@ -46,6 +47,9 @@ class Telemetry:
         gauge("flotta_storage_bytes_in_work", "Bytes of those operations and of unsent answers.").set_function(
             lambda: budget.bytes
         )
+        gauge(
+            "flotta_storage_clock_out_of_bounds", "1 while the clock differs from most peers and no time is stamped."
+        ).set_function(lambda: int(bool(stamps.problem)))
         gauge("flotta_storage_replicas", "Replicas on this node.").set_function(lambda: len(replicas))
 
     def watch_host(self, health: HealthMonitor, duties: LeaderDuties) -> None:

@@ -100,6 +100,21 @@ async def test_frames_arrive_in_order_small_and_big(make: MakePeer) -> None:
     assert one.directory.peers.store_of_node("node-2") == two.directory.identity.store_id
 
 
+async def test_frames_tell_the_clock_of_their_sender(make: MakePeer) -> None:
+    clocks = {1: 5_000_000, 2: 7_000_000}
+    one = await make(1, wall_ms=lambda: clocks[1], monotonic_ms=lambda: 100)
+    two = await make(2, wall_ms=lambda: clocks[2], monotonic_ms=lambda: 40)
+    assert two.transport.peer_clocks.walls_ms(40) == []
+    one.transport.send(2, b"frame")
+    await until(lambda: bool(two.inbox.frames), "the frame")
+    assert two.transport.peer_clocks.walls_ms(45) == [5_000_005]
+    clocks[1] += 1_000
+    one.transport.send(2, b"b" * (3 << 20))  # every piece tells
+    await until(lambda: len(two.inbox.frames) == 2, "the big frame")
+    assert two.transport.peer_clocks.walls_ms(45) == [5_001_005]
+    assert one.transport.peer_clocks.walls_ms(100) == [], "one direction tells one clock"
+
+
 async def test_the_window_holds_back_what_the_peer_has_not_taken(make: MakePeer) -> None:
     one, two = await make(1, options=LinkOptions(window_bytes=300_000, piece_bytes=100_000)), await make(2)
     frames = [bytes([number]) * 90_000 for number in range(100)]

@@ -15,6 +15,7 @@ import grpc.aio
 from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc, storage_pb2, storage_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb import coordinator_pb2_grpc, gateway_pb2, kvstore_pb2_grpc
+from flotta_runtime.clock import SYSTEM_CLOCK, Clock
 from flotta_runtime.hashing import shard_index
 from flotta_runtime.server import GrpcServer, build_server
 from flotta_storage.app import StorageNode, start
@@ -183,8 +184,8 @@ class Cluster:
         }
         return StorageSettings(**{**values, **fields})
 
-    async def start(self, node_id: str, **fields: Any) -> StorageNode:
-        node = await start(self.settings(node_id, **fields))
+    async def start(self, node_id: str, *, clock: Clock = SYSTEM_CLOCK, **fields: Any) -> StorageNode:
+        node = await start(self.settings(node_id, **fields), clock)
         self._ports[node_id] = node.port
         self.nodes[node_id] = node
         return node

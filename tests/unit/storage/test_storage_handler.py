@@ -19,6 +19,7 @@ from flotta_consensus.api import (
     RoleChange,
     Unknown,
 )
+from flotta_consensus.core.clock_bounds import PeerClocks
 from flotta_embedded.machine import Machine
 from flotta_embedded.simulated import SimEngine
 from flotta_proto.flotta import storage_pb2 as pb
@@ -33,6 +34,7 @@ from flotta_storage.hints import Hints
 from flotta_storage.map_model import MapModel
 from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import Replica, ReplicaTable
+from flotta_storage.stamping import NO_STAMP, Stamps
 
 
 class ScriptedGroups:
@@ -83,6 +85,8 @@ class Silent:
 class Setup:
     def __init__(self, operations_max: int = 100, bytes_max: int = 1 << 20) -> None:
         self.clock = ManualClock()
+        self.peers = PeerClocks()
+        self.stamps = Stamps(self.clock, self.peers, 500, "node-1")
         engine = SimEngine()
         rows = birth_rows("shard-0", "default", 0, 1)
         machine = Machine.create(engine, "g", new_registry(), members=Members((1 << 32 | 1,)), rows=rows)
@@ -93,8 +97,8 @@ class Setup:
         replicas.add(Replica("shard-0", 100, 1 << 32 | 1, machine))
         hints = Hints(self.model(), "node-1")
         deadlines = Deadlines(5_000, 60_000)
-        self.handler = BatchHandler(replicas, hints, self.clock, self.budget, Limits(64), deadlines, Silent())
-        self.reads = ReadBatcher(self.groups, hints, self.clock, self.budget, deadlines, self.turn.append)
+        self.handler = BatchHandler(replicas, hints, self.stamps.now_ms, self.budget, Limits(64), deadlines, Silent())
+        self.reads = ReadBatcher(self.groups, hints, self.stamps.now_ms, self.budget, deadlines, self.turn.append)
         self.handler.attach(self.groups, self.reads)
 
     @staticmethod
@@ -220,6 +224,49 @@ def test_an_overdue_row_is_expired_before_a_strong_read_is_answered() -> None:
     assert setup.run(get())[0].code == Status.NOT_FOUND
     assert len(setup.groups.proposals) == before + 1
     assert setup.run(get(consistency=gateway_pb2.EVENTUAL))[0].code == Status.NOT_FOUND
+
+
+def hear(setup: Setup, *behind_ms: int) -> None:
+    """Peers say what their clocks show: this much less than the node's."""
+    for number, behind in enumerate(behind_ms):
+        setup.peers.heard(number, setup.clock.wall_ms() - behind, setup.clock.monotonic_ms())
+
+
+def test_a_leader_whose_clock_is_out_of_bounds_stamps_nothing() -> None:
+    setup = Setup()
+    machine = setup.groups.machine
+    hear(setup, 0, 0)
+    (written,) = setup.run(put(ttl_ms=1_000))
+    stamped_ms = machine.group_time_ms()
+    assert stamped_ms == setup.clock.wall_ms()
+    setup.clock.advance(5)
+    setup.clock.jump_wall(3_600_000)
+    assert setup.run(put(b"other"))[0].code == Status.OK
+    assert machine.group_time_ms() == stamped_ms, "group time stands still"
+    proposals = len(setup.groups.proposals)
+    found = setup.run(get())[0]
+    assert (found.code, found.version) == (Status.OK, written.version), "overdue only by the clock that is wrong"
+    assert len(setup.groups.proposals) == proposals
+    assert setup.stamps.now_ms() == NO_STAMP
+    assert "more than 500 ms" in setup.stamps.problem
+    setup.clock.jump_wall(-3_600_000)
+    setup.clock.advance(1_000)
+    assert setup.run(get())[0].code == Status.NOT_FOUND, "in bounds again, it is overdue and expired first"
+    assert machine.group_time_ms() == setup.clock.wall_ms()
+    assert setup.stamps.problem == ""
+
+
+def test_a_change_of_the_clock_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
+    setup = Setup()
+    hear(setup, 501, 501, 0)
+    for _ in range(3):
+        assert setup.stamps.now_ms() == NO_STAMP
+    hear(setup, 500, 500, 0)
+    for _ in range(3):
+        assert setup.stamps.now_ms() == setup.clock.wall_ms()
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("no time is stamped") == 1
+    assert (said.out + said.err).count("agrees with most peers again") == 1
 
 
 def test_weaker_reads_need_no_barrier_as_long_as_the_state_is_good_enough() -> None:
