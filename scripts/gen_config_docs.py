@@ -14,7 +14,7 @@ from flotta_runtime.settings import Settings
 from flotta_runtime.settings_load import default_text, flag, variables
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
-SERVICES = ("flotta_coordinator", "flotta_storage", "flotta_gateway", "flotta_admin")
+SERVICES = ("flotta_coordinator", "flotta_storage", "flotta_gateway", "flotta_admin", "flotta_dev")
 
 HEAD = """# Configuration
 
@@ -56,11 +56,16 @@ def _settings(package: str) -> type[Settings]:
     return found
 
 
+def _command(settings: type[Settings]) -> str:
+    """How it is started: dev mode is part of the command line."""
+    return "flotta dev" if settings.service == "dev" else f"flotta-{settings.service}"
+
+
 def _section(settings: type[Settings]) -> str:
     own = [name for name in settings.model_fields if name not in Settings.model_fields]
     shared = [name for name in settings.model_fields if name in Settings.model_fields]
     lines = [
-        f"## flotta-{settings.service}",
+        f"## {_command(settings)}",
         "",
         (settings.__doc__ or "").strip().split("\n")[0],
         "",
