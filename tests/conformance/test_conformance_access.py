@@ -5,6 +5,8 @@ The list of protected methods is KvDB's, written out here once more so that the 
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,3 +169,42 @@ def test_the_small_http_port_refuses_the_rest(doors: Doors) -> None:
         for method in ("POST", "PUT", "DELETE", "OPTIONS"):
             status, told, headers = port.call(method, "/livez", b"x" * 100)
             assert (status, headers["allow"]) == (405, "GET, HEAD"), told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        os.urandom(4_096),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9) + b"\x7f\xff\xff\x01\x05\x00\x00\x00\x01",
+        b"",
+    ],
+    ids=["HTTP/1", "random", "frames", "lengths", "nothing"],
+)
+def test_what_is_no_grpc_is_cut_off(doors: Doors, text: bytes) -> None:
+    """Other protocols on a gRPC port end their own connection, and nobody else's."""
+
+    def all_of_them() -> None:
+        for _, door in ports(doors):
+            host, _, port = door.address.rpartition(":")
+            with socket.create_connection((host, int(port)), timeout=20) as connection:
+                connection.sendall(text)
+                connection.shutdown(socket.SHUT_WR)
+                try:
+                    while connection.recv(65_536):
+                        pass
+                except ConnectionResetError:
+                    continue
+
+    changes_nothing(doors, all_of_them)
+
+
+def test_metadata_without_end_is_refused(doors: Doors) -> None:
+    def all_of_them() -> None:
+        for kind, door in ports(doors):
+            name = next(name for name, _ in methods(kind, protected=False) if not name.endswith("WatchShardMap"))
+            answer = door.raw(name, b"", metadata=(("x-large", "y" * 200_000),))
+            refused(answer, "RESOURCE_EXHAUSTED", "metadata")
+
+    changes_nothing(doors, all_of_them)

@@ -155,6 +155,23 @@ def test_operations_are_refused_one_by_one_and_the_stream_goes_on(doors: Doors) 
     changes_nothing(doors, all_of_them)
 
 
+def test_frames_that_are_too_large_or_odd(doors: Doors) -> None:
+    def all_of_them() -> None:
+        door = leader_of(doors, "shard-0")
+        large = storage.Operation(kind=PUT, key=KEY, shard_id="shard-0", value=bytes(17 * MIB))
+        frame = storage.OperationFrame(operations=[large]).SerializeToString()
+        refused(door.stream(SHARDS + "Execute", [frame])[0], "RESOURCE_EXHAUSTED", "larger than max")
+        answer, frames = door.stream(SHARDS + "Execute", [b"", b""])
+        assert (answer.code.name, frames) == ("OK", [])
+        twins = [storage.Operation(call=7, kind=GET, key=KEY, shard_id="shard-0") for _ in range(3)]
+        frame = storage.OperationFrame(operations=twins).SerializeToString()
+        _, frames = door.stream(SHARDS + "Execute", [frame], replies=1_000)
+        replies = [reply for one in frames for reply in storage.ReplyFrame.FromString(one).replies]
+        assert [reply.call for reply in replies] == [7, 7, 7]
+
+    changes_nothing(doors, all_of_them)
+
+
 def test_frames_that_are_no_messages_end_the_stream(doors: Doors) -> None:
     operation = length_delimited(1, length_delimited(3, NOT_UTF8))
 
