@@ -223,8 +223,7 @@ class GroupHost:
             self._end("closed")
             loop.remove_reader(descriptor)
             self._transport.detach()
-            await asyncio.to_thread(self._stop_threads)
-            self._ended.set()
+            await self._stop_for_good()
         if self._error is not None:
             raise self._error
 
@@ -247,6 +246,22 @@ class GroupHost:
             self._guard(lambda: self._driver.unreachable(node_num))
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _stop_for_good(self) -> None:
+        """However often this is cancelled, the threads end first: `close` waits for that, and so do the machines."""
+        stopping = asyncio.get_running_loop().run_in_executor(None, self._stop_threads)
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            while not stopping.done():
+                try:
+                    await asyncio.wait({stopping})
+                except asyncio.CancelledError as again:
+                    cancelled = again
+            stopping.result()
+        finally:
+            self._ended.set()
+        if cancelled is not None:
+            raise cancelled
 
     def _stop_threads(self) -> None:
         self._threads.shutdown()
