@@ -184,9 +184,12 @@ class ProcessCluster:
                     return answer.leader_id
         raise RuntimeError("no coordinator says it leads")
 
+    def internal_token(self) -> str:
+        return (self.folder / "data" / "internal-grpc-token").read_text().strip()
+
     async def digests(self) -> dict[str, dict[str, tuple[int, int, str]]]:
         """shard -> node -> (applied index, keys, content hash), read from every node itself."""
-        token = (self.folder / "data" / "internal-grpc-token").read_text().strip()
+        token = self.internal_token()
         found: dict[str, dict[str, tuple[int, int, str]]] = {}
         for n in range(1, self.nodes + 1):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{self.node_port + n - 1}") as channel:
@@ -216,9 +219,11 @@ async def until(check: Callable[[], Any], what: str, seconds: float = 60) -> Any
 
 
 @asynccontextmanager
-async def running(folder: Path, **sizes: int) -> AsyncIterator[ProcessCluster]:
+async def running(
+    folder: Path, *, nodes: int = 3, shards: int = 4, gateways: int = 2, separable: bool = False
+) -> AsyncIterator[ProcessCluster]:
     """A bootstrapped cluster; every process it started is stopped at the end."""
-    cluster = ProcessCluster(folder, **sizes)
+    cluster = ProcessCluster(folder, nodes=nodes, shards=shards, gateways=gateways, separable=separable)
     try:
         await cluster.start()
         await cluster.command("bootstrap")

@@ -6,15 +6,24 @@ afterwards nothing acknowledged is lost and all replicas are equal. Needs root, 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import time
+from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
+import grpc.aio
 import pytest
-from faults import fill, frames, last_segment, overwrite, resize, small_disk
+from faults import cut, fill, frames, last_segment, overwrite, resize, small_disk
+from flotta_proto.kvdb import kvstore_pb2, kvstore_pb2_grpc
+from flotta_proto.kvdb.gateway_pb2 import Status
+from flotta_runtime.hashing import shard_index
 from load import Load, acks_grow, under_load
-from process_cluster import ProcessCluster, replicas_equal, running, start_is_refused, until
+from process_cluster import Client, ProcessCluster, replicas_equal, running, start_is_refused, until
 
 SHARDS = 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -104,3 +113,105 @@ async def test_a_damaged_log_stops_the_start_and_a_torn_tail_does_not(tmp_path: 
         assert torn[:24] not in segment.read_bytes()[end : end + 24], "the torn tail is still there"
         await whole_again(cluster, load)
         print(f"{refusal}{len(whole)} frames were kept, {len(torn)} bytes after them wiped")
+
+
+class Direct:
+    """Calls one storage node itself, as KvDB's own gateway would: no route, no retry."""
+
+    def __init__(self, cluster: ProcessCluster, name: str) -> None:
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{cluster.port(name)}")
+        self._stub = kvstore_pb2_grpc.KVServiceStub(self._channel)
+        self._metadata = (("x-kvdb-internal-token", cluster.internal_token()),)
+
+    async def get(self, key: bytes) -> bytes:
+        request = kvstore_pb2.KeyRequest(key=key)
+        return bytes((await self._stub.Get(request, timeout=2, metadata=self._metadata)).value)
+
+    async def set(self, key: bytes, value: bytes) -> None:
+        request = kvstore_pb2.KeyValueRequest(key=key, value=value)
+        await self._stub.Set(request, timeout=2, metadata=self._metadata)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+async def refused(*calls: Coroutine[Any, Any, object]) -> list[str]:
+    """Makes all calls at once; none may be answered with OK. The codes they failed with."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    codes = [answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert len(codes) == len(answers), f"a node without a majority answered {answers}"
+    return codes
+
+
+async def leader_of(cluster: ProcessCluster, key: bytes) -> str:
+    shards = await cluster.shards()
+    return str(shards[f"shard-{shard_index(key, SHARDS)}"]["leader"])
+
+
+async def test_a_leader_cut_from_its_cluster_acknowledges_nothing_and_serves_nothing_stale(tmp_path: Path) -> None:
+    key = b"cut"
+    async with running(tmp_path, shards=SHARDS, gateways=1, separable=True) as cluster:
+        load, gateway = new_load(cluster), Client(cluster.gateway_address())
+        assert (await gateway.put(key, b"old")).status.code == Status.OK
+        victim = await leader_of(cluster, key)
+        others = [name for name in cluster.insiders() if name != victim]
+        direct = Direct(cluster, victim)
+        async with under_load(load):
+            await acks_grow(load, load.keys)
+            assert await direct.get(key) == b"old"
+            with cut(cluster, ([victim], others), (others, [victim])) as lost:
+                cut_at = time.monotonic()
+                early = asyncio.create_task(
+                    refused(direct.set(key, b"never"), direct.get(key), direct.set(key, b"never"))
+                )
+
+                async def written_elsewhere() -> bool:
+                    return bool((await gateway.put(key, b"new", timeout=3)).status.code == Status.OK)
+
+                await until(written_elsewhere, "another leader takes the write")
+                resumed = time.monotonic() - cut_at
+                await acks_grow(load, load.keys)
+                codes = await early
+                codes += await refused(*(direct.get(key) for _ in range(8)))
+                answers = await asyncio.gather(*(gateway.get(key) for _ in range(8)))
+                assert [answer.kv.value for answer in answers] == [b"new"] * 8
+                dropped = lost.dropped()
+                assert dropped > 0
+
+            async def heard() -> bool:
+                return await direct.get(key) == b"new"
+
+            await until(heard, "the healed node serves what was written without it")
+            await acks_grow(load, load.keys)
+        await whole_again(cluster, load)
+        assert (await gateway.get(key)).kv.value == b"new"
+        print(
+            f"{victim} cut: {dropped} packets lost, written by the next leader after {resumed:.2f} s; {victim} said: {Counter(codes)}"
+        )
+
+        await direct.close()
+        await gateway.close()
+
+
+async def test_a_leader_that_can_send_but_not_hear_gives_way(tmp_path: Path) -> None:
+    """One way only: connections to it are dead, its own to the others are not, so its heartbeats still arrive."""
+    async with running(tmp_path, shards=SHARDS, gateways=1, separable=True) as cluster:
+        load = new_load(cluster)
+        async with under_load(load):
+            await acks_grow(load, load.keys)
+            deaf = await leader_of(cluster, load.keys[0])
+            others = [name for name in cluster.insiders() if name != deaf]
+            with cut(cluster, (others, [deaf])) as lost:
+                cut_at = time.monotonic()
+
+                async def gave_way() -> bool:
+                    return await leader_of(cluster, load.keys[0]) != deaf
+
+                await until(gave_way, "another leader is known")
+                moved = time.monotonic() - cut_at
+                await acks_grow(load, load.keys)
+                resumed, dropped = time.monotonic() - cut_at, lost.dropped()
+                assert dropped > 0
+            await acks_grow(load, load.keys)
+        await whole_again(cluster, load)
+        print(f"{deaf} deaf: {dropped} packets lost, new leader after {moved:.2f} s, all keys after {resumed:.2f} s")
