@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import flotta_native
 from flotta_consensus.api import Committed, Members, Outcome, ReadOutcome, ReadReady, Rejected, node_of, replica_id
@@ -32,31 +31,8 @@ from flotta_embedded.simulated import SimEngine
 from flotta_embedded.txn import Txn
 
 GROUP = 1
-DASHES = "----"
 ROLES = ("follower", "candidate", "leader", "pre-candidate")
 ROUNDS_MAX = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Comments and commands, and what was answered."""
-
-    lines: tuple[str, ...]
-    expected: tuple[str, ...]
-
-    def render(self, said: Sequence[str]) -> str:
-        return "\n".join((*self.lines, DASHES, *said))
-
-
-def parse(text: str) -> list[Block]:
-    blocks = []
-    for part in filter(None, (chunk.strip("\n") for chunk in text.split("\n\n"))):
-        lines = part.split("\n")
-        if DASHES not in lines:
-            raise ValueError(f"a block without {DASHES}: {lines[0]}")
-        at = lines.index(DASHES)
-        blocks.append(Block(tuple(lines[:at]), tuple(lines[at + 1 :])))
-    return blocks
 
 
 def new_registry() -> Registry:

@@ -8,37 +8,12 @@ shard's members and targets.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from flotta_coordinator.core import codec, commands, liveness
 from flotta_coordinator.core.deltas import Change, History
 from flotta_coordinator.core.results import Applied
 from flotta_coordinator.core.state import ClusterState, NodeStatus, Shard
 from flotta_coordinator.core.transitions import apply
-
-SEPARATOR = "----"
-
-
-@dataclass
-class Block:
-    comments: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    expected: list[str] = field(default_factory=list)
-
-    def render(self, answered: list[str]) -> str:
-        return "\n".join([*self.comments, *self.lines, SEPARATOR, *answered])
-
-
-def parse(text: str) -> list[Block]:
-    """Blocks are set apart by blank lines."""
-    blocks: list[Block] = []
-    for chunk in text.strip().split("\n\n"):
-        head, separator, tail = (chunk + "\n").partition(f"\n{SEPARATOR}\n")
-        block = Block(expected=[line for line in tail.split("\n") if line] if separator else [])
-        for line in head.strip().split("\n"):
-            (block.comments if line.startswith("#") else block.lines).append(line)
-        blocks.append(block)
-    return blocks
 
 
 class Script:

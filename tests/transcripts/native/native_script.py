@@ -7,7 +7,7 @@ create N | remove N | change N request kind=node... | transfer N TO | compact N 
 status
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import flotta_native as native
 from native_cluster import GROUP, Cluster, replica
@@ -25,38 +25,18 @@ REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class Block:
-    comment: list[str]
-    lines: list[str]
-    expected: str
-
-    def render(self, said: str) -> str:
-        return "\n".join([*self.comment, *self.lines, "----", said])
-
-
-def parse(text: str) -> list[Block]:
-    blocks = []
-    for part in text.strip().split("\n\n"):
-        asked, _, expected = part.partition("\n----")
-        lines = asked.splitlines()
-        comment = [line for line in lines if line.startswith("#")]
-        blocks.append(Block(comment, [line for line in lines if not line.startswith("#")], expected.strip()))
-    return blocks
-
-
 class Script:
     def __init__(self) -> None:
         self.cluster = Cluster(1)
         self.told: dict[tuple[int, str], int] = {}
 
-    def run(self, lines: list[str]) -> str:
+    def run(self, lines: Sequence[str]) -> list[str]:
         said = []
         for line in lines:
             command, *words = line.split()
             answer = getattr(self, f"do_{command}")(*words)
             said += answer or self.news() or ["ok"]
-        return "\n".join(said)
+        return said
 
     def news(self) -> list[str]:
         """What the nodes saw since they were last asked."""
