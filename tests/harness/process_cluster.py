@@ -24,13 +24,33 @@ ROOT = Path(__file__).resolve().parents[2]
 HTTP_OFFSET = 10_000
 
 
+PORTS = range(12_000, 22_000)  # these and their HTTP twins lie below the ports the system hands out by itself
+PORT_BLOCK = 16
+_claims: list[socket.socket] = []
+
+
 def free_base_port(count: int) -> int:
-    """The first of `count` consecutive ports that are free, and whose HTTP twins are."""
-    seed: int = 21_000 + os.getpid() % 2_000
-    for base in [*range(seed, 30_000, count), *range(21_000, seed, count)]:
-        if all(_free(port) and _free(port + HTTP_OFFSET) for port in range(base, base + count)):
+    """The first of `count` consecutive ports that are free, as are their HTTP twins, claimed for this process."""
+    if count > PORT_BLOCK:
+        raise ValueError(f"{count} ports; a block has {PORT_BLOCK}")
+    blocks = range(PORTS.start, PORTS.stop, PORT_BLOCK)
+    first = os.getpid() % len(blocks)
+    for base in [*blocks[first:], *blocks[:first]]:
+        if _claim(base) and all(_free(port) and _free(port + HTTP_OFFSET) for port in range(base, base + count)):
             return int(base)
-    raise RuntimeError("no free ports between 21000 and 30000")
+    raise RuntimeError(f"no {count} free ports in {PORTS}")
+
+
+def _claim(base: int) -> bool:
+    """No other test process gets this block before it is bound; ends with this process."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0flotta-test-ports-{base}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
 
 
 def _free(port: int) -> bool:

@@ -7,12 +7,15 @@ afterwards nothing acknowledged is lost and all replicas are equal. Needs root, 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +188,8 @@ async def test_a_leader_cut_from_its_cluster_acknowledges_nothing_and_serves_not
             await acks_grow(load, load.keys)
         await whole_again(cluster, load)
         assert (await gateway.get(key)).kv.value == b"new"
-        print(
-            f"{victim} cut: {dropped} packets lost, written by the next leader after {resumed:.2f} s; {victim} said: {Counter(codes)}"
-        )
+        print(f"{victim} cut: {dropped} packets lost, the next leader wrote after {resumed:.2f} s")
+        print(f"what {victim} said meanwhile: {Counter(codes)}")
 
         await direct.close()
         await gateway.close()
@@ -215,3 +217,82 @@ async def test_a_leader_that_can_send_but_not_hear_gives_way(tmp_path: Path) -> 
             await acks_grow(load, load.keys)
         await whole_again(cluster, load)
         print(f"{deaf} deaf: {dropped} packets lost, new leader after {moved:.2f} s, all keys after {resumed:.2f} s")
+
+
+@dataclass
+class Flood:
+    """One client that sends far more than a node can take, bounded in count and time."""
+
+    address: str
+    puts_max: int = 600
+    concurrency: int = 160
+    value_bytes: int = 256 << 10
+    seconds: float = 6
+    replies: Counter[str] = field(default_factory=Counter)
+    acknowledged: list[int] = field(default_factory=list)
+
+    def value(self, number: int) -> bytes:
+        return hashlib.sha256(b"%d" % number).digest() * (self.value_bytes // 32)
+
+    async def run(self) -> None:
+        client, numbers, end = Client(self.address), iter(range(self.puts_max)), time.monotonic() + self.seconds
+
+        async def sender() -> None:
+            for number in numbers:
+                if time.monotonic() > end:
+                    return
+                try:
+                    reply = await client.put(b"flood %d" % number, self.value(number), timeout=20)
+                except grpc.aio.AioRpcError as error:
+                    self.replies[error.code().name] += 1
+                    continue
+                self.replies[Status.Code.Name(reply.status.code)] += 1
+                if reply.status.code == Status.OK:
+                    self.acknowledged.append(number)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.concurrency):
+                group.create_task(sender())
+        await client.close()
+
+    async def verify(self) -> None:
+        client = Client(self.address)
+        for number in self.acknowledged:
+            reply = await client.get(b"flood %d" % number, timeout=10)
+            assert reply.kv.value == self.value(number), f"acknowledged put {number} reads otherwise"
+        await client.close()
+
+
+def memory_megabytes(cluster: ProcessCluster) -> dict[str, tuple[int, int]]:
+    """process -> (resident memory now, the most it ever was)."""
+    found = {}
+    for name in cluster.members():
+        status = Path(f"/proc/{cluster.pid(name)}/status").read_text()
+        kilobytes = {key: int(value.split()[0]) for key, value in re.findall(r"(VmRSS|VmHWM):\s+(.*)", status)}
+        found[name] = (kilobytes["VmRSS"] >> 10, kilobytes["VmHWM"] >> 10)
+    return found
+
+
+async def test_a_flood_leaves_a_quiet_client_alone_and_memory_bounded(tmp_path: Path) -> None:
+    async with running(tmp_path, shards=SHARDS, gateways=1) as cluster:
+        flood, quiet = Flood(cluster.gateway_address()), Client(cluster.gateway_address())
+        flooding, calls, slowest = asyncio.create_task(flood.run()), 0, 0.0
+        try:
+            while not flooding.done():
+                calls, begun = calls + 1, time.monotonic()
+                put = await quiet.put(b"quiet", b"%d" % calls, timeout=15)
+                got = await quiet.get(b"quiet", timeout=15)
+                assert put.status.code == got.status.code == Status.OK, (put.status, got.status)
+                assert got.kv.value == b"%d" % calls
+                slowest = max(slowest, time.monotonic() - begun)
+        finally:
+            await flooding
+        memory = memory_megabytes(cluster)
+        print(f"{flood.replies}; {calls} quiet calls, the slowest {slowest:.2f} s")
+        print("resident MB, now and at most: " + ", ".join(f"{name} {row}" for name, row in memory.items()))
+        assert calls > 3 and len(flood.acknowledged) > flood.concurrency, "it was no flood"
+        assert set(flood.replies) <= {"OK", "RATE_LIMITED"}, flood.replies
+        assert all(most < 1_000 for _, most in memory.values()), memory
+        await flood.verify()
+        await replicas_equal(cluster)
+        await quiet.close()
