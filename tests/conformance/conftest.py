@@ -1,4 +1,7 @@
-"""One cluster of processes for all tests of this folder: 3 coordinators, 3 nodes, 2 shards of 2 replicas."""
+"""One cluster of processes for all tests of this folder: 3 coordinators, 3 nodes, 2 shards of 2 replicas.
+
+At the end no process may have logged an error or a traceback: bad input is the caller's mistake, and never surprises.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,6 +10,8 @@ from pathlib import Path
 import pytest
 from conformance_support import Doors
 from process_cluster import ProcessCluster
+
+SURPRISES = ('"level": "error"', '"level": "critical"', "Traceback")
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +31,6 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         if found is not None:
             found.close()
         asyncio.run(cluster.command("stop"))
+    lines = [line for log in (cluster.folder / "logs").glob("*.log") for line in log.read_text().splitlines()]
+    surprised = [line for line in lines if any(word in line for word in SURPRISES)]
+    assert lines and not surprised, surprised[:3]

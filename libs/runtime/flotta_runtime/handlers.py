@@ -26,6 +26,8 @@ from flotta_runtime.metrics import Metrics
 Context = Any  # grpc.aio.ServicerContext[request, response]; handlers of all types pass through here
 
 
+# What the library raises out of reads and writes of a stream whose server stops or whose client is gone.
+_STREAM_GONE = ("_ServerStoppedError", "ExecuteBatchError")
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}  # an aborted aio call tells its code as a number
 
 
@@ -157,7 +159,7 @@ class HandlerWrapper:
     def _code(error: BaseException, context: Context) -> str:
         if isinstance(error, FlottaError):
             return error.grpc_code
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError) or _stream_is_gone(error):
             return "CANCELLED"
         if isinstance(error, grpc.aio.AbortError):
             code = context.code()
@@ -170,7 +172,7 @@ class HandlerWrapper:
         """Answer with the error's status; always raises."""
         if isinstance(error, FlottaError):
             await context.abort(status.grpc_code(error), error.message, status.trailers(error))
-        if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError):
+        if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError) or _stream_is_gone(error):
             raise error
         if isinstance(error, NotImplementedError) and context.code() == grpc.StatusCode.UNIMPLEMENTED:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")
@@ -183,3 +185,8 @@ class HandlerWrapper:
         text = f"Internal error {identifier}; the server's log has more under this id"
         await context.abort(grpc.StatusCode.INTERNAL, text)
         raise InvariantError("abort returned")
+
+
+def _stream_is_gone(error: BaseException) -> bool:
+    """Nobody is there to be answered, and nothing went wrong here. (The library does not export the classes.)"""
+    return isinstance(error, grpc.aio.BaseError) and type(error).__name__ in _STREAM_GONE

@@ -13,6 +13,7 @@ from flotta_proto.kvdb import coordinator_pb2, coordinator_pb2_grpc, kvstore_pb2
 from flotta_runtime import errors, status
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.server import REFLECTION_SERVICES, Channel, GrpcServer, build_server, channel
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -56,6 +57,8 @@ class Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
             raise errors.NotLeader("h:3")
         if request.from_version == 2:
             await asyncio.Event().wait()
+        if request.from_version == 3:
+            raise cygrpc._ServerStoppedError("Server already stopped.")
 
 
 class Running:
@@ -215,6 +218,16 @@ async def test_streams_map_errors_after_their_messages(running: Running) -> None
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stream.read()
     assert caught.value.details() == "Not the leader. Leader hint: h:3"
+
+
+async def test_a_stream_cut_by_a_stop_is_no_surprise(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the library raises out of a write while the server stops: nobody is there, and nothing went wrong."""
+    stub = coordinator_pb2_grpc.CoordinatorStub(running.channel.grpc)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in stub.WatchShardMap(coordinator_pb2.WatchShardMapRequest(from_version=3), timeout=1):
+            pass
+    assert caught.value.code() is not grpc.StatusCode.INTERNAL
+    assert "unexpected error" not in capsys.readouterr().err
 
 
 async def test_a_16_mib_value_passes_both_ways(running: Running) -> None:
