@@ -36,6 +36,8 @@ __all__ = ["GroupHost", "HostClosed", "HostOptions", "MissingMachine"]
 
 T = TypeVar("T")
 
+SETTLING_SECONDS = 0.005
+
 
 class HostClosed(RuntimeError):
     """The host was closed, or failed, while something was waiting that has no other answer."""
@@ -183,6 +185,12 @@ class GroupHost:
     def waiting(self) -> int:
         """Proposals and barriers without an answer."""
         return self._driver.waiting()
+
+    async def settled(self, timeout_ms: int) -> None:
+        """Return once every proposal and barrier has its answer, or after `timeout_ms`."""
+        end_ms = self.now_ms() + timeout_ms
+        while self.waiting() and self.now_ms() < end_ms:  # noqa: ASYNC110 - waiters are many, nobody is the last
+            await asyncio.sleep(SETTLING_SECONDS)
 
     def on_role(self, callback: Callable[[RoleChange], None]) -> None:
         """Called in the loop's thread after the entries that came with the change are applied."""

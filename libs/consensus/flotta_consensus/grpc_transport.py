@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,11 @@ class GrpcTransport:
     def detach(self) -> None:
         self._receiver = None
         self._servicer.detach()
+
+    def end_streams(self) -> None:
+        """End what peers have open here, and tell them to come back later. Frames have no end of their own: a server
+        that stops gracefully would wait for them as long as it may."""
+        self._servicer.end_streams()
 
     def send(self, node_num: int, frame: bytes) -> None:
         link = self._links.get(node_num)
@@ -202,6 +207,7 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         self._guard = guard
         self._snapshots = snapshots
         self._heard_clock = heard_clock
+        self._streams: set[asyncio.Task[None]] = set()
         self._target: tuple[Receiver, Path] | None = None
 
     def attach(self, receiver: Receiver, incoming_dir: Path) -> None:
@@ -209,6 +215,11 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
 
     def detach(self) -> None:
         self._target = None
+
+    def end_streams(self) -> None:
+        self.detach()
+        for stream in self._streams:
+            stream.cancel()
 
     async def Identify(
         self,
@@ -219,12 +230,15 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         asker = getattr(request, "from").node_id
         return to_message(self._directory.identity, self._directory.peers.store_of_node(asker) if asker else "")
 
-    async def Frames(
-        self,
-        request_iterator: AsyncIterator[raft_pb2.Frame],
-        context: Context,
-    ) -> AsyncIterator[raft_pb2.FrameCredit]:
+    async def Frames(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes
+        self, request_iterator: AsyncIterator[raft_pb2.Frame], context: Context
+    ) -> None:
         sender, *_ = await self._admit(context)
+        await self._serve(self._take_frames(sender, request_iterator, context), context)
+
+    async def _take_frames(
+        self, sender: int, request_iterator: AsyncIterator[raft_pb2.Frame], context: Context
+    ) -> None:
         loop = asyncio.get_running_loop()
         received = credited = 0
         credited_at = -CREDIT_SECONDS
@@ -244,19 +258,40 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
                 await self._deliver(context, [whole, *frame.more])
             if received - credited >= CREDIT_BYTES or loop.time() - credited_at >= CREDIT_SECONDS:
                 credited, credited_at = received, loop.time()
-                yield raft_pb2.FrameCredit(received_bytes=received)
+                await context.write(raft_pb2.FrameCredit(received_bytes=received))
 
-    async def SendSnapshot(
+    async def SendSnapshot(  # type: ignore[override]  # as above
+        self, request_iterator: AsyncIterator[raft_pb2.SnapshotChunk], context: Context
+    ) -> None:
+        _, receiver, directory = await self._admit(context)
+        await self._serve(self._take_snapshot(receiver, directory, request_iterator, context), context)
+
+    async def _take_snapshot(
         self,
+        receiver: Receiver,
+        directory: Path,
         request_iterator: AsyncIterator[raft_pb2.SnapshotChunk],
         context: Context,
-    ) -> AsyncIterator[raft_pb2.SnapshotReceipt]:
-        _, receiver, directory = await self._admit(context)
+    ) -> None:
         number = self._directory.identity.node_num
         receipts = self._snapshots.take(aiter(request_iterator), directory, number, receiver.receive)
         async with aclosing(receipts):
             async for receipt in receipts:
-                yield receipt
+                await context.write(receipt)
+
+    async def _serve(self, work: Coroutine[Any, Any, None], context: Context) -> None:
+        """Until the peer ends it, or `end_streams`."""
+        stream = asyncio.create_task(work, name="raft.stream")
+        self._streams.add(stream)
+        try:
+            await asyncio.wait({stream})
+        finally:
+            self._streams.discard(stream)
+            stream.cancel()
+            await asyncio.gather(stream, return_exceptions=True)
+        if stream.cancelled():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this process is stopping")
+        stream.result()
 
     async def _deliver(self, context: Context, frames: list[bytes]) -> None:
         if self._target is None:

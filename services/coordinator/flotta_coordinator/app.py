@@ -173,8 +173,7 @@ class CoordinatorApp:
             await self._hand_over(self._host)
         self._watchers.close()
         if hasattr(self, "_server"):
-            # The other members' Raft streams never end by themselves, so the grace is always used up.
-            await self._server.stop(min(GRACE_MS_MAX, self.settings.stop_timeout_ms // 2))
+            await self._stop_server()
         if self._http is not None:
             await self._http.stop()
         if self._host is not None:
@@ -185,6 +184,16 @@ class CoordinatorApp:
             await asyncio.to_thread(self._close_engine, self._engine)
         if hasattr(self, "_directory"):
             self._directory.close()
+
+    async def _stop_server(self) -> None:
+        """Take no new calls, and let those in work be answered; they may still need the other members. The streams of
+        these have no end of their own, so they are ended then, or the whole grace would be waited for."""
+        grace_ms = min(GRACE_MS_MAX, self.settings.stop_timeout_ms // 2)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._server.stop(grace_ms))
+            if self._host is not None:
+                await self._host.settled(grace_ms)
+            self._transport.end_streams()
 
     async def _hand_over(self, host: GroupHost) -> None:
         """Let the most advanced follower lead before this member goes, so that nobody waits for a timeout."""

@@ -195,7 +195,7 @@ class StorageNode:
 
     async def _take_down(self) -> None:
         """From whatever state: requests first, then replication, then files."""
-        await self._server.stop(_STREAM_GRACE_MS)
+        await self._stop_server()
         if self._http is not None:
             await self._http.stop()
         await self._supervisor.stop()  # the tasks first: none of them must meet a closed host
@@ -205,6 +205,15 @@ class StorageNode:
         if self.backend is not None:
             await asyncio.to_thread(self.backend.close_engine)
         self.directory.close()
+
+    async def _stop_server(self) -> None:
+        """What is in work may still need the other nodes; their Raft streams have no end of their own, so they are
+        ended after it. Gateways are given the grace: what they send meanwhile is refused, and so in no doubt."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._server.stop(_STREAM_GRACE_MS))
+            if self.backend is not None:
+                await self.backend.host.settled(_STREAM_GRACE_MS)
+            self._transport.end_streams()
 
     def _make_server(self, token: str) -> GrpcServer:
         return build_server(

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from consensus_cluster import until
+from consensus_cluster import STEP_MS, until
 from flotta_consensus.core.effects import SendSnapshot
 from flotta_consensus.core.manifest import Manifest, incoming_name
 from flotta_consensus.grpc_transport import GrpcTransport, insecure_channel
@@ -122,6 +122,18 @@ async def test_the_window_holds_back_what_the_peer_has_not_taken(make: MakePeer)
         one.transport.send(2, frame)
     await until(lambda: len(two.inbox.frames) == 100, "all frames, in spite of the window")
     assert two.inbox.frames == frames
+
+
+async def test_streams_of_peers_are_ended_for_a_graceful_stop(make: MakePeer) -> None:
+    one, two = await make(1), await make(2)
+    one.transport.send(2, b"before")
+    await until(lambda: bool(two.inbox.frames), "the frame")
+    two.transport.end_streams()
+    async with asyncio.timeout(STEP_MS / 1000):
+        await two.server.stop(10 * STEP_MS / 1000)  # the grace is not needed: nothing is open any more
+    await until(lambda: bool(one.reports), "the sender has noticed")
+    assert one.reports[0].endswith("UNAVAILABLE this process is stopping")
+    assert two.inbox.frames == [b"before"]
 
 
 def test_a_queue_drops_the_oldest_and_packs_the_rest() -> None:

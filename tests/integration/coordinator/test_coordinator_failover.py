@@ -33,6 +33,22 @@ async def test_bootstrap_through_any_member(three: Coordinators) -> None:
     assert len((await c3.map()).shards) == 8
 
 
+async def test_a_stop_waits_for_no_stream_of_another_member(
+    three: Coordinators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flotta_coordinator.app.GRACE_MS_MAX", 600_000)  # longer than any test may take
+    leader = await three.leader()
+    for app in three.apps.values():
+        monkeypatch.setattr(app, "settings", app.settings.model_copy(update={"stop_timeout_ms": 1_200_000}))
+    follower = next(name for name in three.apps if name != leader)
+    await join_nodes(three.client(follower), 1)
+    watched = three.client(leader).watch()
+    assert (await anext(watched)).full_state.nodes
+    async with asyncio.timeout(60):
+        await three.stop(leader)
+        await three.stop(follower)
+
+
 async def test_exactly_one_leads_and_everybody_names_it(three: Coordinators) -> None:
     leader = await three.leader()
 

@@ -52,6 +52,36 @@ async def test_three_nodes_write_read_delete(cluster: Cluster) -> None:
     assert [one.code for one in await cluster.settle(delete(b"hello"), get(b"hello"))] == [Code.NOT_FOUND] * 2
 
 
+LONG_MS = 600_000  # longer than any test may take
+
+
+async def test_a_stop_hands_over_and_waits_for_no_stream_of_a_peer(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flotta_storage.app._STREAM_GRACE_MS", LONG_MS)
+    await cluster.start_coordinator()
+    for node_id in THREE:
+        await cluster.start(node_id, stop_timeout_ms=LONG_MS)
+    await cluster.create_shards(3, THREE)
+    await cluster.settle(put(b"k", b"v"))
+    async with asyncio.timeout(60):
+        await cluster.stop("node-1")
+    assert (await cluster.settle(get(b"k")))[0].value == b"v"
+    async with asyncio.timeout(60):  # now without the third, and then alone: there may be nobody to hand over to
+        await cluster.stop("node-2")
+        await cluster.stop("node-3")
+
+
+async def test_the_only_voter_waits_for_nobody_when_it_stops(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flotta_storage.app._STREAM_GRACE_MS", LONG_MS)
+    await cluster.start_coordinator()
+    await cluster.start("node-1", stop_timeout_ms=LONG_MS)
+    await cluster.create_shards(3, ["node-1"])
+    await cluster.settle(put(b"k", b"v"))
+    async with asyncio.timeout(60):
+        await cluster.stop("node-1")
+
+
 async def test_a_stream_is_greeted_before_anything_is_sent(cluster: Cluster) -> None:
     await cluster.open(1)
     stream = cluster.shards("node-1").Execute(metadata=METADATA)
