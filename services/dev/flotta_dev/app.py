@@ -45,7 +45,6 @@ ZONE = "local"
 # One voter elects itself, so only the length of its first wait matters.
 TICK_MS = 20
 ELECTION_TICKS = 5
-STOP_TIMEOUT_MS = 500
 
 
 class DevCluster:
@@ -91,7 +90,6 @@ class DevCluster:
                 http_listen=ANY_PORT,
                 data_dir=directory / COORDINATOR_ID,
                 internal_token=token,
-                stop_timeout_ms=STOP_TIMEOUT_MS,
             )
         )
         self._running.append(coordinator)
@@ -106,7 +104,6 @@ class DevCluster:
                 internal_token=token,
                 tick_ms=TICK_MS,
                 election_ticks=ELECTION_TICKS,
-                stop_timeout_ms=STOP_TIMEOUT_MS,
             )
         )
         self._running.append(storage)
@@ -117,7 +114,6 @@ class DevCluster:
                 http_listen=ANY_PORT,
                 coordinators=coordinators,
                 internal_token=token,
-                stop_timeout_ms=STOP_TIMEOUT_MS,
             )
         )
         self._running.append(gateway)
@@ -128,7 +124,6 @@ class DevCluster:
                 coordinators=coordinators,
                 internal_token=token,
                 api_key=api_key,
-                stop_timeout_ms=STOP_TIMEOUT_MS,
             )
         )
         self._running.append(admin)
