@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -135,8 +135,9 @@ class GrpcServer:
         for name in REFLECTION_SERVICES:
             wrapping.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
-    async def start(self) -> int:
-        """Bind and serve. StartupError, naming the address, when another process has the port."""
+    async def start(self, *, waiting: Collection[str] = ()) -> int:
+        """Bind and serve; health says NOT_SERVING of the services in `waiting` until it is told otherwise.
+        StartupError, naming the address, when another process has the port."""
         host, port = split_address(self.listen)
         if port:
             _check_free(host, port, self.listen)
@@ -150,7 +151,7 @@ class GrpcServer:
             raise StartupError(f"cannot listen on {self.listen} for gRPC: is another process using this port?")
         self.listen = join_address(host, self.port)
         for name in self.services:
-            await self.set_serving(name, serving=True)
+            await self.set_serving(name, serving=name not in waiting)
         await self._server.start()
         return self.port
 

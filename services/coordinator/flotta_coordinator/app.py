@@ -30,6 +30,7 @@ from flotta_runtime.errors import StartupError
 from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import GrpcServer, build_server
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.throttle import Throttle
@@ -51,6 +52,7 @@ STALE_MS = 5_000
 HAND_OVER_MS = 1_000
 GRACE_MS_MAX = 500
 TRANSPORT = "flotta.raft.v1.RaftTransport"
+MAP_SERVICES = (service.SERVICE, cluster_service.SERVICE, raft_service.SERVICE)
 
 
 class CoordinatorApp:
@@ -133,11 +135,12 @@ class CoordinatorApp:
                 report=lambda text: self._log.warning("peer", reason=text),
             )
             self._server = self._build_server()
-            await self._server.start()
+            await self._server.start(waiting=MAP_SERVICES)
             self._http = status_server(self.metrics, self.readiness, self.settings.http_address(self._server.port))
             await self._http.start()
             self._add_metrics()
             await self._tasks.start()
+            self._tasks.spawn("health", follow_readiness(self._server, MAP_SERVICES, self.readiness))
             self._tasks.spawn("form", self._form())
         except BaseException:
             await self.stop()

@@ -11,6 +11,7 @@ from flotta_proto.kvdb.gateway_pb2_grpc import add_KvGatewayServicer_to_server
 from flotta_runtime.clock import SYSTEM_CLOCK
 from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import MESSAGE_BYTES_MAX, build_server
 from flotta_runtime.tasks import Supervisor
 
@@ -74,7 +75,7 @@ class Gateway:
         """Bind both ports and begin to follow the map. StartupError when a port cannot be had."""
         await self._supervisor.start()
         try:
-            self.port = await self._server.start()
+            self.port = await self._server.start(waiting=(SERVICE_NAME,))
             http = status_server(self.metrics, self._readiness, self._settings.http_address(self.port))
             self.http_port = await http.start()
             self._http = http
@@ -82,6 +83,7 @@ class Gateway:
             await self._server.stop(0)
             await self._supervisor.stop()
             raise
+        self._supervisor.spawn("health", follow_readiness(self._server, (SERVICE_NAME,), self._readiness))
         self._supervisor.spawn("map watch", self.maps.watch())
         self._supervisor.spawn("map refresh", self.maps.refresh())
 

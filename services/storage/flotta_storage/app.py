@@ -22,6 +22,7 @@ from flotta_runtime.errors import StartupError
 from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import GrpcServer, build_server
 from flotta_runtime.tasks import Supervisor
 
@@ -45,6 +46,7 @@ SHARDS_SERVICE = "flotta.storage.v1.Shards"
 KV_SERVICE = "kvdb.kvstore.KVService"
 REPLICATION_SERVICE = "kvdb.replication.ReplicationService"
 RAFT_SERVICE = "flotta.raft.v1.RaftTransport"
+DATA_SERVICES = (SHARDS_SERVICE, KV_SERVICE)  # of no use to anybody before the node is ready
 
 _STREAM_GRACE_MS = 300  # streams of gateways never end by themselves
 
@@ -109,10 +111,11 @@ class StorageNode:
         """Bind, be admitted if this directory is new, open what it holds, and serve."""
         await self._supervisor.start()
         try:
-            self.port = await self._server.start()
+            self.port = await self._server.start(waiting=DATA_SERVICES)
             http = status_server(self.metrics, self._readiness, self._settings.http_address(self.port))
             self.http_port = await http.start()
             self._http = http
+            self._supervisor.spawn("grpc health", follow_readiness(self._server, DATA_SERVICES, self._readiness))
             known = self.directory.identity.node_num != 0
             if not known:
                 await self._introduce()

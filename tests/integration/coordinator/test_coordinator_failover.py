@@ -8,12 +8,14 @@ import shutil
 import grpc
 import grpc.aio
 import pytest
-from coordinator_harness import CALL_S, Coordinators, eventually, join_nodes, report_leaders
+from coordinator_harness import CALL_S, WAIT_S, Coordinators, eventually, join_nodes, report_leaders
 from flotta_coordinator.app import launch
 from flotta_coordinator.forward import FORWARDED
 from flotta_proto.flotta import cluster_pb2
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_runtime.errors import StartupError
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 
 async def test_bootstrap_through_any_member(three: Coordinators) -> None:
@@ -31,6 +33,22 @@ async def test_bootstrap_through_any_member(three: Coordinators) -> None:
         assert (await client.heartbeat(f"node-{number}", f"store-{number}")).accepted
     assert (await c2.init(8, 3)).success
     assert len((await c3.map()).shards) == 8
+
+
+async def test_grpc_health_follows_readiness(three: Coordinators) -> None:
+    leader = await three.leader()
+    others = [name for name in three.apps if name != leader]
+    health = HealthStub(three.client(leader).grpc)
+    watching = aiter(health.Watch(HealthCheckRequest(service="kvdb.coordinator.Coordinator"), timeout=WAIT_S))
+
+    async def becomes(status: int) -> None:
+        while (await anext(watching)).status != status:
+            pass
+
+    await becomes(HealthCheckResponse.SERVING)
+    await three.stop(*others)  # without a majority nothing it knows is known to be current
+    await becomes(HealthCheckResponse.NOT_SERVING)
+    assert (await health.Check(HealthCheckRequest(service=""))).status == HealthCheckResponse.SERVING
 
 
 async def test_a_stop_waits_for_no_stream_of_another_member(

@@ -7,12 +7,16 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc.aio
 import httpx
 import pytest
 from fake_cluster import FakeCluster, wait_until
+from flotta_gateway.app import SERVICE_NAME
 from flotta_proto.kvdb import coordinator_pb2 as cp
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 Start = Callable[..., Awaitable[tuple[Any, Any]]]
 NOBODY = "127.0.0.1:1"
@@ -44,6 +48,25 @@ async def test_requests_before_the_first_map_wait_for_it(cluster: FakeCluster, s
     await wait_until(lambda: gateway.dispatcher.calls_open == 1)
     await cluster.coordinator.start(port)
     assert (await writing).status.code == Status.OK
+
+
+async def test_grpc_health_follows_readiness(cluster: FakeCluster, start_gateway: Start) -> None:
+    port = cluster.coordinator.port
+    await cluster.coordinator.kill()
+    gateway, _ = await start_gateway(cluster)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+        health = HealthStub(channel)
+        assert (await health.Check(HealthCheckRequest(service=""))).status == HealthCheckResponse.SERVING
+        watching = aiter(health.Watch(HealthCheckRequest(service=SERVICE_NAME), timeout=30))
+        assert (await anext(watching)).status == HealthCheckResponse.NOT_SERVING
+        await cluster.coordinator.start(port)
+        assert (await anext(watching)).status == HealthCheckResponse.SERVING
+        assert await gateway_ready(gateway)
+
+
+async def gateway_ready(gateway: Any) -> bool:
+    async with httpx.AsyncClient() as client:
+        return (await client.get(f"http://127.0.0.1:{gateway.http_port}/readyz")).status_code == 200
 
 
 async def test_a_redirect_leads_to_a_coordinator_nobody_configured(start_gateway: Start) -> None:

@@ -7,6 +7,9 @@ import asyncio
 import pytest
 from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.kvdb import gateway_pb2
+from flotta_storage.app import DATA_SERVICES, RAFT_SERVICE
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from storage_cluster import METADATA, Cluster, Code, delete, get, put
 
 THREE = ["node-1", "node-2", "node-3"]
@@ -50,6 +53,26 @@ async def test_three_nodes_write_read_delete(cluster: Cluster) -> None:
     (gone,) = await cluster.settle(delete(b"hello"))
     assert gone.code == Code.OK and gone.version > written.version
     assert [one.code for one in await cluster.settle(delete(b"hello"), get(b"hello"))] == [Code.NOT_FOUND] * 2
+
+
+async def test_grpc_health_follows_readiness(cluster: Cluster) -> None:
+    await cluster.open(3)
+    await cluster.create_shards(1, THREE)
+    await cluster.settle(put(b"k", b"v"))
+    health = HealthStub(cluster.channel("node-1"))
+    watched = {name: aiter(health.Watch(HealthCheckRequest(service=name), timeout=60)) for name in ("", *DATA_SERVICES)}
+
+    async def becomes(name: str, status: int) -> None:
+        while (await anext(watched[name])).status != status:
+            pass
+
+    for name in watched:
+        await becomes(name, HealthCheckResponse.SERVING)
+    await asyncio.gather(cluster.stop("node-2"), cluster.stop("node-3"))
+    for name in DATA_SERVICES:
+        await becomes(name, HealthCheckResponse.NOT_SERVING)
+    assert (await health.Check(HealthCheckRequest(service=""))).status == HealthCheckResponse.SERVING
+    assert (await health.Check(HealthCheckRequest(service=RAFT_SERVICE))).status == HealthCheckResponse.SERVING
 
 
 LONG_MS = 600_000  # longer than any test may take
