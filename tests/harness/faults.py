@@ -86,6 +86,42 @@ def overwrite(path: Path, offset: int, content: bytes) -> bytes:
     return before
 
 
+# Only the storage node gets the library: under it, time.sleep of the script that starts the node fails.
+PRELOAD = """\
+import os, sys
+if "flotta_storage" in sys.orig_argv and "LD_PRELOAD" not in os.environ:
+    os.environ["LD_PRELOAD"] = os.environ["TEST_PRELOAD"]
+    os.execv(sys.executable, sys.orig_argv)
+"""
+
+
+class WallClock:
+    """The wall clock of one storage node, which can be set; its monotonic clock goes on. Needs Debian's faketime."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file, self._customize = folder / "wall-clock", folder / "customize"
+        self._customize.mkdir()
+        (self._customize / "sitecustomize.py").write_text(PRELOAD)
+        self.set("+0")
+
+    def variables(self) -> dict[str, str]:
+        """What the process is started with."""
+        (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+        return {
+            "PYTHONPATH": str(self._customize),
+            "TEST_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set(self, offset: str) -> None:
+        """`+1d`, `-2h`: how far it is from the true time, from now on."""
+        new = self._file.with_suffix(".new")
+        new.write_text(offset + "\n")
+        new.replace(self._file)
+
+
 class Cut:
     """Connections that one set of members opened to others, as dead as if the cable was out: nothing is answered.
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,14 @@ class ProcessCluster:
     """Coordinators, nodes, gateways and admin as real processes under `folder`."""
 
     def __init__(
-        self, folder: Path, *, nodes: int = 3, shards: int = 4, gateways: int = 2, separable: bool = False
+        self,
+        folder: Path,
+        *,
+        nodes: int = 3,
+        shards: int = 4,
+        gateways: int = 2,
+        separable: bool = False,
+        variables: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         base = free_base_port(16)
         self.coordinator_port, self.node_port = base, base + 4
@@ -77,6 +84,8 @@ class ProcessCluster:
         self.folder = folder
         # Each coordinator and node under a group id of its own, so that a firewall can tell who sends. Needs root.
         self.separable = separable
+        # Environment variables that one member alone is started with at first.
+        self.variables = variables or {}
         self.environment = {
             **os.environ,
             "N_COORDINATORS": "3",
@@ -116,12 +125,14 @@ class ProcessCluster:
             starting = [self.command("start", name, group=self.group_id(name)) for name in others]
             await self.command("start", first, group=self.group_id(first))
             await asyncio.gather(*starting)
+        for name, variables in self.variables.items():
+            await self.command("start", name, variables=variables)
         await self.command("start")
 
-    async def command(self, *words: str, group: int | None = None) -> str:
+    async def command(self, *words: str, group: int | None = None, variables: Mapping[str, str] | None = None) -> str:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, str(ROOT / "scripts" / "local_cluster.py"), *words),
-            env=self.environment,
+            env={**self.environment, **(variables or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             group=group,
@@ -240,10 +251,18 @@ async def until(check: Callable[[], Any], what: str, seconds: float = 60) -> Any
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, nodes: int = 3, shards: int = 4, gateways: int = 2, separable: bool = False
+    folder: Path,
+    *,
+    nodes: int = 3,
+    shards: int = 4,
+    gateways: int = 2,
+    separable: bool = False,
+    variables: Mapping[str, Mapping[str, str]] | None = None,
 ) -> AsyncIterator[ProcessCluster]:
     """A bootstrapped cluster; every process it started is stopped at the end."""
-    cluster = ProcessCluster(folder, nodes=nodes, shards=shards, gateways=gateways, separable=separable)
+    cluster = ProcessCluster(
+        folder, nodes=nodes, shards=shards, gateways=gateways, separable=separable, variables=variables
+    )
     try:
         await cluster.start()
         await cluster.command("bootstrap")
@@ -292,8 +311,9 @@ class Client:
         )
         self.stub = gateway_pb2_grpc.KvGatewayStub(self.channel)
 
-    async def put(self, key: bytes, value: bytes, timeout: float = 5) -> gateway_pb2.PutResponse:
-        return await self.stub.Put(gateway_pb2.PutRequest(key=key, value=value), timeout=timeout)
+    async def put(self, key: bytes, value: bytes, timeout: float = 5, ttl_ms: int = 0) -> gateway_pb2.PutResponse:
+        options = gateway_pb2.WriteOptions(ttl_ms=ttl_ms)
+        return await self.stub.Put(gateway_pb2.PutRequest(key=key, value=value, options=options), timeout=timeout)
 
     async def get(self, key: bytes, timeout: float = 5) -> gateway_pb2.GetResponse:
         options = gateway_pb2.ReadOptions(consistency=gateway_pb2.STRONG)
