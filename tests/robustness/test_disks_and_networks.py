@@ -224,7 +224,7 @@ class Flood:
     """One client that sends far more than a node can take, bounded in count and time."""
 
     address: str
-    puts_max: int = 600
+    puts_max: int = 1_200
     concurrency: int = 160
     value_bytes: int = 256 << 10
     seconds: float = 6
