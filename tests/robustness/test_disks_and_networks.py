@@ -290,7 +290,8 @@ async def test_a_flood_leaves_a_quiet_client_alone_and_memory_bounded(tmp_path: 
         memory = memory_megabytes(cluster)
         print(f"{flood.replies}; {calls} quiet calls, the slowest {slowest:.2f} s")
         print("resident MB, now and at most: " + ", ".join(f"{name} {row}" for name, row in memory.items()))
-        assert calls > 1 and len(flood.acknowledged) > flood.concurrency, "it was no flood"
+        # Not more than that: on a busy machine a single quiet call may take as long as the flood may last.
+        assert calls and flood.replies.total() >= flood.concurrency and flood.acknowledged, "it was no flood"
         assert set(flood.replies) <= {"OK", "RATE_LIMITED"}, flood.replies
         assert all(most < 1_000 for _, most in memory.values()), memory
         await flood.verify()
