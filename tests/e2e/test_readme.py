@@ -1,7 +1,8 @@
 """Every command that the README and the docs show in a `console` block works, and prints what they say it prints.
 
 A block's `$ ` lines are run in a shell against a real cluster whose ports stand in for the documented ones; the lines
-below a command, up to the next one, must be its output (`…` stands for anything, over lines too).
+below a command, up to the next one, must be its output. `…` stands for anything, over lines too; on a line of its own,
+for any lines or none.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ def translated(command: str, cluster: ProcessCluster) -> str:
 def check_output(command: str, expected: list[str], output: str) -> None:
     if not expected:
         return
-    pattern = "\n".join(re.escape(line).replace("…", ".*") for line in expected)
-    printed = "\n".join(line.rstrip() for line in output.splitlines())
-    if not re.fullmatch(pattern + r"\s*", printed, re.DOTALL):
+    lines = [r"(?:.*\n)?" if line.strip() == "…" else re.escape(line).replace("…", ".*") + r"\n" for line in expected]
+    printed = "".join(line.rstrip() + "\n" for line in output.splitlines())
+    if not re.fullmatch("".join(lines) + r"\s*", printed, re.DOTALL):
         raise AssertionError(f"$ {command}\nprinted:\n{output}\nthe page says:\n" + "\n".join(expected))
 
 
