@@ -1,8 +1,9 @@
-//! The native half of Flotta: one Raft host per process, holding every group of it over one durable log.
+//! The native half of Flotta: the Raft host of a process (every group over one durable log), and its I/O thread.
 //!
 //! `raft` is the host and knows nothing of Python; `py` binds it. Invariants are stated where they are kept:
 //! durability in `raft::log`, recovery in `raft::recover`, outcomes in `raft::pending`, the round in `raft::host`.
 
+pub mod io;
 pub mod raft;
 
 #[cfg(feature = "python")]
