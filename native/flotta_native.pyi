@@ -33,6 +33,7 @@ __all__ = [
     "LogStats",
     "Membership",
     "RaftHost",
+    "RpcPeer",
     "SimDisk",
     "__version__",
 ]
@@ -142,6 +143,14 @@ class Batch:
     #   0: bad_frame, inbox_full (a frame was dropped), campaign_refused
     events: list[tuple[int, str, int, str]]
     def __bool__(self) -> bool: ...
+
+@final
+class RpcPeer:
+    """Who is at the other end of a connection; one object for all that comes over it."""
+
+    address: str  # "ipv4:127.0.0.1:1234", "ipv6:[::1]:1234" or "unix:"
+    tls_common_name: str | None  # of a verified client certificate
+    tls_sans: list[str]
 
 @final
 class SimDisk:

@@ -36,7 +36,8 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel();
         for _ in 0..2 {
             let sender = sender.clone();
-            super::handle().spawn(async move { sender.send(std::thread::current().name().map(str::to_owned)) });
+            super::handle()
+                .spawn(async move { sender.send(std::thread::current().name().map(str::to_owned)) });
         }
         let names: Vec<_> = receiver.iter().take(2).collect();
         assert_eq!(names, vec![Some("flotta-io".to_owned()); 2]);

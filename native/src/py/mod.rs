@@ -5,6 +5,7 @@
 mod batch;
 mod disk;
 mod host;
+mod peer;
 mod values;
 
 use crate::raft::error::{Fatal, OpenError};
@@ -75,5 +76,6 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<values::LogStats>()?;
     module.add_class::<batch::Batch>()?;
     module.add_class::<disk::SimDisk>()?;
+    module.add_class::<peer::RpcPeer>()?;
     module.add_class::<host::RaftHost>()
 }

@@ -8,9 +8,10 @@ use super::commands::Proposal;
 use super::error::Fatal;
 use super::host::Host;
 use super::out::{Out, Reason};
+use crate::eventfd::EventFd;
 use bytes::Bytes;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{mpsc, Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -39,7 +40,7 @@ struct Shared {
     wake: Condvar,
     out: Mutex<Out>,
     reason: Mutex<Option<Fatal>>,
-    event: OwnedFd,
+    event: EventFd,
     frame_bytes_max: usize,
     inbox_bytes_max: u64,
     outbox_bytes_max: u64,
@@ -50,13 +51,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn notify(&self) {
-        let one = 1u64;
-        // SAFETY: writes eight bytes of a live local to a descriptor this struct owns. It can only fail when the
-        // counter is full, and then it is readable anyway.
-        unsafe { libc::write(self.event.as_raw_fd(), std::ptr::from_ref(&one).cast(), 8) };
-    }
-
     fn publish(&self, out: &mut Out) {
         if !out.is_empty() {
             let mut shared = lock(&self.out);
@@ -64,14 +58,14 @@ impl Shared {
             shared.absorb(out, self.frame_bytes_max);
             drop(shared);
             if was_empty {
-                self.notify();
+                self.event.notify();
             }
         }
     }
 
     fn fail(&self, reason: Fatal) {
         lock(&self.reason).get_or_insert(reason);
-        self.notify();
+        self.event.notify();
         self.wake.notify_all();
     }
 }
@@ -101,20 +95,12 @@ pub struct Runner {
 
 impl Runner {
     pub fn new(host: Host) -> io::Result<Runner> {
-        // SAFETY: a plain system call; the descriptor it returns is owned from here on.
-        let event = unsafe {
-            let fd = libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
             wake: Condvar::new(),
             out: Mutex::default(),
             reason: Mutex::default(),
-            event,
+            event: EventFd::new()?,
             frame_bytes_max: host.options.message_bytes_max as usize,
             inbox_bytes_max: host.options.inbox_bytes_max,
             outbox_bytes_max: host.options.outbox_bytes_max,
@@ -124,7 +110,7 @@ impl Runner {
     }
 
     pub fn notify_fd(&self) -> RawFd {
-        self.shared.event.as_raw_fd()
+        self.shared.event.fd()
     }
 
     pub fn start(&self) -> Result<(), String> {
@@ -283,9 +269,7 @@ impl Runner {
 
     /// What happened since the last call.
     pub fn poll(&self) -> Result<Out, Fatal> {
-        let mut count = 0u64;
-        // SAFETY: reads eight bytes into a live local from a non-blocking descriptor this struct owns.
-        unsafe { libc::read(self.notify_fd(), std::ptr::from_mut(&mut count).cast(), 8) };
+        self.shared.event.clear();
         // A host that stopped in order has its last words; one that broke has none but its reason.
         let reason = self.reason();
         if let Some(reason) = reason.as_ref().filter(|reason| **reason != Fatal::Stopped) {
