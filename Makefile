@@ -101,7 +101,7 @@ sim-planted: build ## plant known bugs, one at a time, and count the seeds until
 
 bench: build ## Put/Get through the gateway beside etcd, in one run
 	scripts/setup_bench.sh
-	$(PYTHON) bench/run.py
+	$(PYTHON) bench/run.py --name bench
 
 wheels: build ## every wheel that a server image needs, into dist/wheels
 	rm -rf dist/wheels && mkdir -p dist/wheels

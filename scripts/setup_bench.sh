@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# Installs what the benchmark compares with and drives load with: etcd (Debian) and ghz (go install).
+# Installs what the benchmark compares with and drives load with: etcd, Redis, h2load (Debian) and ghz (go install).
 set -euo pipefail
-if ! command -v etcd >/dev/null 2>&1; then
+packages=()
+want() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
+want etcd etcd-server
+want redis-server redis-server
+want h2load nghttp2-client
+if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-        echo "the benchmark needs the Debian package etcd-server" >&2
+        echo "the benchmark needs these Debian packages: ${packages[*]}" >&2
         exit 1
     fi
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends etcd-server >/dev/null
+    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
 if ! command -v ghz >/dev/null 2>&1 && [ ! -x "$(go env GOPATH)/bin/ghz" ]; then
+    command -v go >/dev/null 2>&1 || { echo "the benchmark needs Go, for ghz" >&2; exit 1; }
     go install github.com/bojand/ghz/cmd/ghz@v0.121.0
 fi

@@ -1,6 +1,8 @@
-"""Makes the helpers under tests/harness importable by name from every test."""
+"""Makes the helpers under tests/harness, and the benchmark's modules, importable by name from every test."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "harness"))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS / "harness"))
+sys.path.append(str(TESTS.parent / "bench"))
