@@ -18,6 +18,7 @@ from flotta_runtime.tasks import Supervisor
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
 from flotta_gateway.dispatcher import NO_SHARDS, Dispatcher, DispatcherOptions
+from flotta_gateway.grpc_session import grpc_sessions
 from flotta_gateway.link_pool import LinkPool
 from flotta_gateway.map_cache import MapCache, MapOptions
 from flotta_gateway.service import GatewayService
@@ -43,7 +44,8 @@ class Gateway:
             random.random,
             MapOptions(refresh_ms_min=settings.map_refresh_min_ms, idle_ms=settings.map_idle_ms),
         )
-        self.links = LinkPool(self._supervisor, _link_options(settings), token, random.random)
+        options = _link_options(settings)
+        self.links = LinkPool(self._supervisor, options, (grpc_sessions(options, token),), random.random)
         self.dispatcher = Dispatcher(
             self.maps,
             self.links,

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from flotta_runtime.tasks import Supervisor
 
 from flotta_gateway.call import Call
-from flotta_gateway.storage_link import LinkEvents, LinkOptions, StorageLink
+from flotta_gateway.storage_link import LinkEvents, LinkOptions, SessionFactory, StorageLink
 
 
 class LinkPool:
-    """One link per address; their tasks belong to `supervisor`. `events` is set before the first use."""
+    """One link per address; their tasks belong to `supervisor`. `events` is set before the first use. A link connects
+    in the first of `ways` that its node speaks."""
 
-    def __init__(self, supervisor: Supervisor, options: LinkOptions, token: str, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        options: LinkOptions,
+        ways: Sequence[SessionFactory],
+        jitter: Callable[[], float],
+    ) -> None:
         self._supervisor = supervisor
         self._options = options
-        self._token = token
+        self._ways = ways
         self._jitter = jitter
         self._links: dict[str, StorageLink[Call]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -29,7 +36,7 @@ class LinkPool:
         if link is None:
             if self.events is None:
                 raise RuntimeError("the pool has nobody to report to")
-            link = StorageLink(address, self.events, self._options, self._token, self._jitter)
+            link = StorageLink(address, self.events, self._options, self._ways, self._jitter)
             self._links[address] = link
             self._tasks[address] = self._supervisor.spawn(f"link {address}", link.run())
         return link

@@ -1,11 +1,14 @@
-"""One stream of operation frames to one storage node, and what became of every operation handed to it.
+"""What waits for one storage node, what was sent to it, and what became of every operation handed over.
+
+How frames travel is a `Session`'s matter: one connection, over gRPC or over a native link. Everything that must hold
+whichever it is stands here: bounds, who is answered and with which certainty, when to connect again.
 
 Invariants:
 - An operation handed over is answered exactly once: by the node's reply, or by one `Lost` that says whether it may
-  have reached the node. "Not sent" is said only when no byte of it was handed to the transport.
+  have reached the node. "Not sent" is said only when no byte of it was handed to a connection.
 - What waits is bounded, in operations and in bytes; over the bound an operation is refused at once.
 - While the node cannot be reached, operations are refused at once; the link keeps trying behind them.
-- A connection that no longer carries bytes is noticed by keepalive pings within seconds and ends its waiters.
+- A node that stops says so: nothing more is sent to it, and what it has is waited for.
 """
 
 from __future__ import annotations
@@ -17,17 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-import grpc
-import grpc.aio
 from flotta_proto.flotta.storage_pb2 import Reply, ReplyFrame
-from flotta_runtime.auth import token_metadata
 from flotta_runtime.logging import get_logger
 from flotta_runtime.server import MESSAGE_BYTES_MAX
-from flotta_runtime.status import metadata_value
-
-GREETING = "x-flotta-accepted"
-_EXECUTE = "/flotta.storage.v1.Shards/Execute"
-
 
 OwnerT = TypeVar("OwnerT")
 
@@ -86,30 +81,88 @@ class LinkEvents(Protocol[OwnerT]):
     def lost(self, address: str, lost: Lost[OwnerT]) -> None: ...
 
 
+class Carrier(Protocol):
+    """What a session carries for. Event loop only."""
+
+    def next_frame(self) -> bytes:
+        """What to send next, from here on counted as sent; empty when nothing waits."""
+        ...
+
+    def received(self, frame: bytes) -> None:
+        """A frame of replies."""
+        ...
+
+    def not_taken(self) -> None:
+        """The frame that was given out last went nowhere after all."""
+        ...
+
+
+class Session(Protocol):
+    """One connection to one node. `connect` sends nothing of the carrier's: when it fails, nothing is in doubt."""
+
+    async def connect(self) -> None:
+        """Return once the node has accepted. `SessionEnded` says why it did not."""
+        ...
+
+    async def carry(self) -> None:
+        """Carry frames both ways until it ends, and then raise `SessionEnded`."""
+        ...
+
+    def wake(self) -> None:
+        """Something waits to be sent. Only while `carry` runs."""
+        ...
+
+    def finish(self) -> None:
+        """Nothing waits any more and nothing will be sent: let it end."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything, whatever happened."""
+        ...
+
+
+class SessionEnded(Exception):
+    """Why a session ended."""
+
+
+class NotSpoken(SessionEnded):
+    """The node does not know this kind of session. It may know another."""
+
+
+SessionFactory = Callable[[str, Carrier], Session]
+
+
 class _State(enum.Enum):
     CONNECTING = "connecting"
     UP = "up"
+    LEAVING = "leaving"
     DOWN = "down"
     CLOSED = "closed"
 
 
 class StorageLink(Generic[OwnerT]):
-    """The link to the node at `address`. `run()` is its one task."""
+    """The link to the node at `address`. `run()` is its one task; it connects in the first of `ways` that is spoken."""
 
     def __init__(
-        self, address: str, events: LinkEvents[OwnerT], options: LinkOptions, token: str, jitter: Callable[[], float]
+        self,
+        address: str,
+        events: LinkEvents[OwnerT],
+        options: LinkOptions,
+        ways: Sequence[SessionFactory],
+        jitter: Callable[[], float],
     ) -> None:
         self.address = address
         self._events = events
         self._options = options
-        self._metadata = token_metadata(token)
+        self._ways = ways
         self._jitter = jitter
         self._state = _State.CONNECTING
         self._why_down = ""
+        self._session: Session | None = None  # while it carries
         self._queue: deque[Attempt[OwnerT]] = deque()
         self._waiting: dict[int, Attempt[OwnerT]] = {}
+        self._newest: list[Attempt[OwnerT]] = []  # those of the last frame
         self._bytes = 0
-        self._wake = asyncio.Event()
         self._got_reply = False
         self._log = get_logger("gateway.link", node=address)
         self.frames_sent = 0
@@ -117,7 +170,7 @@ class StorageLink(Generic[OwnerT]):
 
     @property
     def up(self) -> bool:
-        """Whether the stream is open."""
+        """Whether operations can be sent."""
         return self._state is _State.UP
 
     @property
@@ -127,7 +180,7 @@ class StorageLink(Generic[OwnerT]):
 
     def submit(self, attempts: Sequence[Attempt[OwnerT]]) -> Lost[OwnerT] | None:
         """Take over `attempts`; what cannot be taken is returned, and was not sent."""
-        if self._state is _State.DOWN or self._state is _State.CLOSED:
+        if self._state not in (_State.UP, _State.CONNECTING):
             return Lost(attempts, Reason.NOT_SENT, f"storage node {self.address} cannot be reached: {self._why_down}")
         options = self._options
         room = options.operations_max - self.operations_open
@@ -139,8 +192,8 @@ class StorageLink(Generic[OwnerT]):
             self._queue.append(attempt)
             self._bytes += attempt.size
             taken += 1
-        if taken:
-            self._wake.set()
+        if taken and self._session is not None:
+            self._session.wake()
         if taken == len(attempts):
             return None
         return Lost(attempts[taken:], Reason.OVERLOAD, f"too much is waiting for storage node {self.address}")
@@ -151,7 +204,9 @@ class StorageLink(Generic[OwnerT]):
             return False
         attempt.dropped = True
         self._bytes -= attempt.size
-        return self._waiting.pop(attempt.number, None) is not None
+        sent = self._waiting.pop(attempt.number, None) is not None
+        self._finish_if_done()
+        return sent
 
     async def run(self) -> None:
         """Connect, carry frames, and connect again; until cancelled."""
@@ -159,10 +214,7 @@ class StorageLink(Generic[OwnerT]):
         try:
             while True:
                 self._got_reply = False
-                try:
-                    await self._session()
-                except _LinkDown as error:
-                    self._down(error)
+                self._down(await self._connect_and_carry())
                 if self._got_reply:
                     pause_ms = self._options.reconnect_ms
                 await asyncio.sleep(pause_ms * (1 + 0.25 * self._jitter()) / 1000)
@@ -172,87 +224,52 @@ class StorageLink(Generic[OwnerT]):
             self._why_down = "the gateway has closed this connection"
             self._fail_all()
 
-    async def _session(self) -> None:
-        """One connection, until it ends; always ends with an exception."""
-        async with grpc.aio.insecure_channel(self.address, options=self._channel_options()) as channel:
-            await self._connect(channel)
-            method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(_EXECUTE)
-            stream = method(metadata=grpc.aio.Metadata(*self._metadata), wait_for_ready=False)
-            await self._greeting(stream)
-            self._state = _State.UP
-            self._log.info("storage node connected")
-            # Whichever side notices the end first takes the other along.
-            reader = asyncio.create_task(self._read(stream), name=f"link.read {self.address}")
-            writer = asyncio.create_task(self._write(stream), name=f"link.write {self.address}")
+    async def _connect_and_carry(self) -> SessionEnded:
+        """One connection, until it ends. Returns why it did."""
+        ended = SessionEnded("there is no way to connect")
+        for way in self._ways:
+            session = way(self.address, self)
             try:
-                await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-                # The reader learns the status the stream ended with, the writer only that it ended.
-                await asyncio.wait((reader,), timeout=1)
+                await session.connect()
+                self._state = _State.UP
+                self._session = session
+                self._log.info("storage node connected")
+                await session.carry()
+                ended = SessionEnded("the session ended")
+            except NotSpoken as error:
+                ended = error
+                continue
+            except SessionEnded as error:
+                ended = error
             finally:
-                stream.cancel()
-                for task in (reader, writer):
-                    task.cancel()
-                ended = await asyncio.gather(reader, writer, return_exceptions=True)
-            for error in ended:
-                if isinstance(error, _LinkDown):
-                    raise error
-                if isinstance(error, Exception):
-                    raise _LinkDown(f"{type(error).__name__}: {error}") from error
-            raise _LinkDown("the stream ended")
+                self._session = None
+                await session.close()
+            break
+        return ended
 
-    async def _connect(self, channel: grpc.aio.Channel) -> None:
-        try:
-            async with asyncio.timeout(self._options.connect_timeout_ms / 1000):
-                state = channel.get_state(try_to_connect=True)
-                while state is not grpc.ChannelConnectivity.READY:
-                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                        raise _LinkDown("the connection was refused")
-                    await channel.wait_for_state_change(state)
-                    state = channel.get_state(try_to_connect=True)
-        except TimeoutError as error:
-            raise _LinkDown(f"no connection within {self._options.connect_timeout_ms} ms") from error
+    # What a session reports
 
-    async def _greeting(self, stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
-        """Wait until the node has accepted the stream. Nothing was written before, so a refusal leaves no doubt."""
-        try:
-            async with asyncio.timeout(self._options.connect_timeout_ms / 1000):
-                if metadata_value(await stream.initial_metadata(), GREETING) is None:
-                    code = await stream.code()
-                    raise _LinkDown(f"{code.name}: {await stream.details()}")
-        except TimeoutError as error:
-            raise _LinkDown(f"no greeting within {self._options.connect_timeout_ms} ms") from error
-
-    async def _read(self, stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+    def received(self, frame: bytes) -> None:
+        """Replies, some of which nobody may be waiting for any more."""
+        self._got_reply = True
         waiting = self._waiting
-        while True:
-            try:
-                data = await stream.read()
-            except grpc.aio.AioRpcError as error:
-                raise _LinkDown(f"{error.code().name}: {error.details()}") from error
-            if not isinstance(data, bytes):  # grpc.aio.EOF
-                raise _LinkDown("the node ended the stream")
-            self._got_reply = True
-            answered = []
-            for reply in ReplyFrame.FromString(data).replies:
-                attempt = waiting.pop(reply.call, None)
-                if attempt is not None:
-                    self._bytes -= attempt.size
-                    answered.append((attempt, reply))
-            if answered:
-                self._events.replied(self.address, answered)
+        message = ReplyFrame.FromString(frame)
+        answered = []
+        for reply in message.replies:
+            attempt = waiting.pop(reply.call, None)
+            if attempt is not None:
+                self._bytes -= attempt.size
+                answered.append((attempt, reply))
+        if message.leaving and self._state is _State.UP:
+            self._leave()
+        if answered:
+            self._events.replied(self.address, answered)
+        self._finish_if_done()
 
-    async def _write(self, stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                frame = self._next_frame()
-                if frame:
-                    await stream.write(frame)
-
-    def _next_frame(self) -> bytes:
+    def next_frame(self) -> bytes:
         """Take operations off the queue; from here on they count as sent."""
         queue = self._queue
+        self._newest = newest = []
         parts: list[bytes] = []
         size = 0
         while queue and (size == 0 or size + queue[0].size <= self._options.frame_bytes):
@@ -263,12 +280,33 @@ class StorageLink(Generic[OwnerT]):
             size += attempt.size
             attempt.payload = b""
             self._waiting[attempt.number] = attempt
-            self.operations_sent += 1
-        self.frames_sent += bool(parts)
+            newest.append(attempt)
+        self.operations_sent += len(newest)
+        self.frames_sent += bool(newest)
         return b"".join(parts)
 
-    def _down(self, error: _LinkDown) -> None:
-        why = str(error)
+    def not_taken(self) -> None:
+        """Of the last frame nothing was sent, and its operations are certainly not done."""
+        unsent = [attempt for attempt in self._newest if self._waiting.pop(attempt.number, None) is not None]
+        self._newest = []
+        self._bytes -= sum(attempt.size for attempt in unsent)
+        if unsent:
+            why = f"the connection to storage node {self.address} takes nothing more"
+            self._events.lost(self.address, Lost(unsent, Reason.NOT_SENT, why))
+
+    def _leave(self) -> None:
+        """The node stops, and answers what it has."""
+        self._log.info("storage node is stopping")
+        self._state = _State.LEAVING
+        self._why_down = "it is stopping"
+        self._fail_unsent()
+
+    def _finish_if_done(self) -> None:
+        if self._state is _State.LEAVING and not self._waiting and self._session is not None:
+            self._session.finish()
+
+    def _down(self, ended: SessionEnded) -> None:
+        why = str(ended)
         if why != self._why_down or self._state is _State.UP:
             self._log.warning("storage node disconnected", reason=why)
         self._state = _State.DOWN
@@ -277,38 +315,21 @@ class StorageLink(Generic[OwnerT]):
 
     def _fail_all(self) -> None:
         sent = list(self._waiting.values())
-        unsent = [attempt for attempt in self._queue if not attempt.dropped]
         self._waiting.clear()
-        self._queue.clear()
-        self._bytes = 0
-        why = f"storage node {self.address}: {self._why_down}"
+        self._bytes -= sum(attempt.size for attempt in sent)
         if sent:
-            self._events.lost(self.address, Lost(sent, Reason.LOST, why))
+            self._events.lost(self.address, Lost(sent, Reason.LOST, self._why()))
+        self._fail_unsent()
+
+    def _fail_unsent(self) -> None:
+        unsent = [attempt for attempt in self._queue if not attempt.dropped]
+        self._queue.clear()
+        self._bytes -= sum(attempt.size for attempt in unsent)
         if unsent:
-            self._events.lost(self.address, Lost(unsent, Reason.NOT_SENT, why))
+            self._events.lost(self.address, Lost(unsent, Reason.NOT_SENT, self._why()))
 
-    def _channel_options(self) -> list[tuple[str, int]]:
-        options = self._options
-        return [
-            # Every attempt to connect is a fresh channel of its own, so our pauses are the only ones.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.initial_reconnect_backoff_ms", options.reconnect_ms),
-            ("grpc.min_reconnect_backoff_ms", options.connect_timeout_ms),
-            ("grpc.max_reconnect_backoff_ms", options.connect_timeout_ms),
-            ("grpc.keepalive_time_ms", options.keepalive_ms),
-            ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
-            # The library's own pings are waited for this long, a minute by default, and hold up the keepalive's.
-            ("grpc.http2.ping_timeout_ms", options.keepalive_timeout_ms),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.max_send_message_length", options.message_bytes_max),
-            ("grpc.max_receive_message_length", options.message_bytes_max),
-            ("grpc.enable_http_proxy", 0),
-        ]
-
-
-class _LinkDown(Exception):
-    """Why a session ended."""
+    def _why(self) -> str:
+        return f"storage node {self.address}: {self._why_down}"
 
 
 def _varint(value: int) -> bytes:
