@@ -35,6 +35,7 @@ from flotta_storage.heartbeat import Refused, say_hello
 from flotta_storage.hints import Hints
 from flotta_storage.kvservice import KvService, ReplicationService
 from flotta_storage.map_model import MapModel
+from flotta_storage.outbox import Connections
 from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import ReplicaTable
 from flotta_storage.settings import StorageSettings
@@ -48,7 +49,8 @@ REPLICATION_SERVICE = "kvdb.replication.ReplicationService"
 RAFT_SERVICE = "flotta.raft.v1.RaftTransport"
 DATA_SERVICES = (SHARDS_SERVICE, KV_SERVICE)  # of no use to anybody before the node is ready
 
-_STREAM_GRACE_MS = 300  # streams of gateways never end by themselves
+_LEAVE_MS = 300  # for gateways to have their answers and go
+_STREAM_GRACE_MS = 300
 
 
 class StorageNode:
@@ -93,7 +95,8 @@ class StorageNode:
             self._deadlines,
             self._telemetry,
         )
-        self._shards = ShardsService(self.handler, self.replicas, self._budget)
+        self._connections = Connections()
+        self._shards = ShardsService(self.handler, self.replicas, self._budget, self._connections)
         self._server = self._make_server(token)
         self._telemetry.watch(self._budget, self.replicas, self._stamps)
         self._supervisor = Supervisor("storage")
@@ -193,6 +196,7 @@ class StorageNode:
             left = await self.backend.duties.hand_over(half_ms)
             if left:
                 self._log.info("stopping as a leader", shards=left)
+        await self._connections.leave(_LEAVE_MS)  # gateways go elsewhere, each with all its answers
         self.handler.detach()
         await self._take_down()
 
@@ -211,7 +215,7 @@ class StorageNode:
 
     async def _stop_server(self) -> None:
         """What is in work may still need the other nodes; their Raft streams have no end of their own, so they are
-        ended after it. Gateways are given the grace: what they send meanwhile is refused, and so in no doubt."""
+        ended after it. Gateways that are still there get the grace: what they send is refused, and so in no doubt."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._server.stop(_STREAM_GRACE_MS))
             if self.backend is not None:

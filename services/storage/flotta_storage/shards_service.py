@@ -1,14 +1,13 @@
-"""flotta.storage.v1.Shards over grpc.aio: streams of frames around the batch handler, and two questions for audits.
+"""flotta.storage.v1.Shards over gRPC: streams of frames around the batch handler, and two questions for audits.
 
-Invariants of a stream: answers of a loop turn leave together; an unsent answer counts against the node's budget until
-it is written; while more than `UNSENT_BYTES_MAX` wait, no further frame is read; a sender that half-closes still gets
-every answer; when the stream breaks, what it had waiting is let go.
+Invariants of a stream: answers of a loop turn leave together; while more than `UNSENT_BYTES_MAX` wait, no further frame
+is read; a sender that half-closes still gets every answer; when the stream breaks, what it had waiting is let go.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
@@ -18,137 +17,88 @@ from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.flotta.storage_pb2_grpc import ShardsServicer
 from flotta_runtime.errors import NotFound, Unavailable
 
-from flotta_storage.batch_handler import NOT_SERVING, OVERHEAD_BYTES, BatchHandler
+from flotta_storage.batch_handler import NOT_SERVING, BatchHandler
 from flotta_storage.budget import Budget
 from flotta_storage.core.commands import expire_payload
 from flotta_storage.digest import digest
+from flotta_storage.outbox import STOPPING, UNSENT_BYTES_MAX, Connections, Outbox
 from flotta_storage.replica_table import ReplicaTable
 
-UNSENT_BYTES_MAX: Final = 32 << 20
-FRAME_BYTES: Final = 1 << 20  # a reply frame is closed once it has this much; one reply may be larger
 BARRIER_TIMEOUT_MS: Final = 3_000
 FENCE_TIMEOUT_MS: Final = 800  # the asker waits for the barrier and this
+GREETING = (("x-flotta-accepted", "1"),)
 
 
-class Outbox:
-    """Answers of one stream, between the handler and the wire."""
+class _Stream:
+    """One stream of a gateway: a task that reads and one that writes."""
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._replies: list[pb.Reply] = []
+    def __init__(self, handler: BatchHandler, budget: Budget, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._handler = handler
+        self._context = context
         self._wake = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
-        self._closed = False
-        self._finished = asyncio.Event()
-        self._ended = False
-        self.expected = 0  # operations handed to the handler and not answered
-        self.unsent_bytes = 0
+        self._moved = asyncio.Event()
+        self.outbox = Outbox(budget, self._wake.set)
 
-    def put(self, replies: list[pb.Reply]) -> None:
-        if self._closed:
-            return
-        self.expected -= len(replies)
-        size = sum(len(reply.value) + OVERHEAD_BYTES for reply in replies)
-        self._budget.hold(size)
-        self.unsent_bytes += size
-        if self.unsent_bytes > UNSENT_BYTES_MAX:
-            self._drained.clear()
-        self._replies += replies
-        self._wake.set()
+    async def read(self) -> None:
+        """Until the sender half-closes and has every answer."""
+        outbox = self.outbox
+        while True:
+            await self._until(lambda: outbox.unsent_bytes <= UNSENT_BYTES_MAX)
+            frame = await self._context.read()
+            if frame is grpc.aio.EOF:
+                await self._until(lambda: outbox.idle)
+                return
+            outbox.expected += len(frame.operations)
+            self._handler.handle(frame.operations, outbox.put)
 
-    async def room(self) -> None:
-        await self._drained.wait()
-
-    async def drain(self) -> None:
-        """No more operations come: wait until every answer is sent."""
-        self._ended = True
-        self._check_finished()
-        await self._finished.wait()
-
-    async def write(self, context: grpc.aio.ServicerContext[Any, pb.ReplyFrame]) -> None:
-        """Send for as long as the stream lives."""
+    async def write(self) -> None:
+        """For as long as the stream lives."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            replies, self._replies = self._replies, []
-            for frame, size in frames(replies):
-                await context.write(frame)
-                self._sent(size)
+            while (taken := self.outbox.take()) is not None:
+                frame, size = taken
+                await self._context.write(frame)
+                self.outbox.sent(size)
+                self._moved.set()
 
-    def close(self) -> None:
-        self._closed = True
-        self._sent(self.unsent_bytes)
-        self._replies.clear()
-
-    def _sent(self, size: int) -> None:
-        self._budget.sent(size)
-        self.unsent_bytes -= size
-        if self.unsent_bytes <= UNSENT_BYTES_MAX:
-            self._drained.set()
-        self._check_finished()
-
-    def _check_finished(self) -> None:
-        if self._ended and not self.expected and not self.unsent_bytes:
-            self._finished.set()
-
-
-def frames(replies: Sequence[pb.Reply]) -> Iterator[tuple[pb.ReplyFrame, int]]:
-    """Reply frames below `FRAME_BYTES` (or of one reply), each with its size as the budget counts it."""
-    start = size = 0
-    for position, reply in enumerate(replies):
-        more = len(reply.value) + OVERHEAD_BYTES
-        if size and size + more > FRAME_BYTES:
-            yield pb.ReplyFrame(replies=replies[start:position]), size
-            start, size = position, 0
-        size += more
-    if size:
-        yield pb.ReplyFrame(replies=replies[start:]), size
-
-
-GREETING = (("x-flotta-accepted", "1"),)
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._moved.clear()
+            await self._moved.wait()
 
 
 class ShardsService(ShardsServicer):
     """See the module. Without a `host` (the node is not part of a cluster yet) everything is UNAVAILABLE."""
 
-    def __init__(self, handler: BatchHandler, replicas: ReplicaTable, budget: Budget) -> None:
+    def __init__(self, handler: BatchHandler, replicas: ReplicaTable, budget: Budget, connections: Connections) -> None:
         self._handler = handler
         self._replicas = replicas
         self._budget = budget
+        self._connections = connections
         self.host: GroupHost | None = None
-        self.streams = 0
 
     async def Execute(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes
         self, requests: object, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
+        if self._connections.leaving:
+            raise Unavailable(STOPPING)
         # Before this greeting a sender sends nothing, so a stream that is refused leaves no operation in doubt.
         await context.send_initial_metadata(GREETING)
-        outbox = Outbox(self._budget)
-        self.streams += 1
-        reader = asyncio.create_task(self._read(context, outbox), name="execute.read")
-        writer = asyncio.create_task(outbox.write(context), name="execute.write")
+        stream = _Stream(self._handler, self._budget, context)
+        self._connections.add(stream.outbox)
+        reader = asyncio.create_task(stream.read(), name="execute.read")
+        writer = asyncio.create_task(stream.write(), name="execute.write")
         try:
             await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.streams -= 1
             for task in (reader, writer):
                 task.cancel()
             ended = await asyncio.gather(reader, writer, return_exceptions=True)
-            outbox.close()
+            self._connections.remove(stream.outbox)
         for error in ended:
             if isinstance(error, Exception):
                 raise error
-
-    async def _read(self, context: grpc.aio.ServicerContext[Any, Any], outbox: Outbox) -> None:
-        while True:
-            await outbox.room()
-            frame = await context.read()
-            if frame is grpc.aio.EOF:
-                await outbox.drain()
-                return
-            outbox.expected += len(frame.operations)
-            self._handler.handle(frame.operations, outbox.put)
 
     async def MembershipOf(self, request: pb.MembershipRequest, context: object) -> pb.MembershipResponse:
         """Only the leader, after a barrier, knows.

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 from flotta_embedded.simulated import SimEngine
 from flotta_proto.flotta import cluster_pb2
-from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.kvdb import coordinator_pb2
 from flotta_runtime.settings import SettingsError, load_settings
-from flotta_storage.budget import Budget
 from flotta_storage.core.guarantees import STRONG, Demand, Guarantee, demand
 from flotta_storage.core.replicas import LocalReplica, Origin
 from flotta_storage.heartbeat import ReportBook
 from flotta_storage.map_model import ForeignMapError, MapModel
 from flotta_storage.records import NodeRecords, RecordsError
 from flotta_storage.settings import StorageSettings
-from flotta_storage.shards_service import FRAME_BYTES, UNSENT_BYTES_MAX, Outbox, frames
 
 REPLICA = LocalReplica(100, 1 << 32 | 7, "shard-3", Origin.BIRTH, (1 << 32 | 7, 2 << 32 | 8), "default", 3, 8, 55)
 
@@ -129,32 +125,6 @@ def test_reports_are_sent_when_they_changed_or_are_old() -> None:
 )
 def test_a_read_gets_at_least_what_it_asks_for(asked: tuple[int, int, int, int], wanted: Demand) -> None:
     assert demand(*asked) == wanted
-
-
-def test_reply_frames_are_bounded_and_lose_nothing() -> None:
-    replies = [pb.Reply(call=n, value=b"v" * size) for n, size in enumerate([0, FRAME_BYTES * 2, 10, FRAME_BYTES, 1])]
-    made = list(frames(replies))
-    assert [reply.call for frame, _ in made for reply in frame.replies] == [0, 1, 2, 3, 4]
-    assert all(size <= FRAME_BYTES or len(frame.replies) == 1 for frame, size in made)
-    assert list(frames([])) == []
-
-
-async def test_a_client_that_does_not_read_stops_being_read() -> None:
-    budget = Budget(10, 1 << 30)
-    outbox = Outbox(budget)
-    outbox.expected = 3
-    outbox.put([pb.Reply(value=b"v" * (UNSENT_BYTES_MAX // 2))])
-    await asyncio.wait_for(outbox.room(), 1)
-    outbox.put([pb.Reply(value=b"v" * (UNSENT_BYTES_MAX // 2))])
-    blocked = asyncio.create_task(outbox.room())
-    await asyncio.sleep(0)
-    assert not blocked.done()
-    assert budget.bytes > UNSENT_BYTES_MAX
-    outbox.close()
-    await blocked
-    assert budget.bytes == 0
-    outbox.put([pb.Reply(value=b"late")])
-    assert budget.bytes == 0
 
 
 def settings(*flags: str) -> StorageSettings:
