@@ -14,7 +14,7 @@ NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*') nati
 PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
 
 .PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
-	test test-python test-native sim sim-planted bench compose-test proto docs wheels
+	test test-python test-native sim sim-planted bench overload compose-test proto docs wheels
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -102,6 +102,9 @@ sim-planted: build ## plant known bugs, one at a time, and count the seeds until
 bench: build ## Put/Get through the gateway beside etcd, in one run
 	scripts/setup_bench.sh
 	$(PYTHON) bench/run.py --name bench
+
+overload: build ## attacks of every kind on a gateway, beside a quiet client: a table
+	$(PYTHON) bench/overload.py
 
 wheels: build ## every wheel that a server image needs, into dist/wheels
 	rm -rf dist/wheels && mkdir -p dist/wheels
