@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import flotta_native
+from flotta_runtime.turns import Turns
 
 from flotta_consensus.api import (
     Failpoints,
@@ -30,7 +31,7 @@ from flotta_consensus.core.host import MembershipChange
 from flotta_consensus.core.waiters import ProposeManyDone
 from flotta_consensus.jobs import Job, Jobs, Threads
 from flotta_consensus.opening import HostOptions, MissingMachine, Opened, open_replicas
-from flotta_consensus.transport import Transport
+from flotta_consensus.transport import HostTransport, Transport
 
 __all__ = ["GroupHost", "HostClosed", "HostOptions", "MissingMachine"]
 
@@ -46,13 +47,16 @@ class HostClosed(RuntimeError):
 class GroupHost:
     """All replicas of this process. Make it with `open`, then keep `run` going."""
 
-    def __init__(self, opened: Opened, transport: Transport, options: HostOptions, failpoints: Failpoints) -> None:
+    def __init__(
+        self, opened: Opened, transport: Transport, options: HostOptions, failpoints: Failpoints, turns: Turns
+    ) -> None:
         self.orphans = opened.orphans  # machines given to `open` whose group the log does not know
         self._host = opened.host
         self._driver = opened.driver
         self._incoming_dir = opened.files.incoming_dir
         self._transport = transport
         self._options = options
+        self._turns = turns
         self._threads = Threads()
         self._jobs = Jobs(opened, transport, self._threads, failpoints, self._report)
         self._role_callbacks: list[Callable[[RoleChange], None]] = []
@@ -75,16 +79,18 @@ class GroupHost:
         *,
         options: HostOptions | None = None,
         failpoints: Failpoints | None = None,
+        turns: Turns | None = None,
     ) -> GroupHost:
         """Open the log under `data_dir` and attach every replica's machine, opened before this. Blocking.
 
         Machines of groups the log does not know come back in `orphans`: created but not yet in the log
         (`create_group` them again), or removed but not yet destroyed (`tombstones` tells). MissingMachine,
-        LogCorruption, SnapshotDamaged and OSError stop the start.
+        LogCorruption, SnapshotDamaged and OSError stop the start. With the `turns` of the caller, what is asked within
+        one of its turns crosses to the host at the end of it.
         """
         chosen, points = options or HostOptions(), failpoints or NoFailpoints()
         opened = open_replicas(data_dir, node_num, machines, transport.send, chosen, points)
-        return cls(opened, transport, chosen, points)
+        return cls(opened, transport, chosen, points, turns or Turns())
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -219,6 +225,8 @@ class GroupHost:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 self._transport.attach(self, self._incoming_dir)
+                if isinstance(self._transport, HostTransport):
+                    self._transport.attach_host(self._host)
                 children = [tasks.create_task(self._transport.run()), tasks.create_task(self._keep_time())]
                 self._turn()
                 await self._ending.wait()
@@ -296,15 +304,16 @@ class GroupHost:
             self._fail(error)
 
     def _wake(self) -> None:
-        """One turn for everything that is asked in this pass of the loop."""
+        """One turn for everything that is asked at about the same time."""
         if not self._scheduled and not self._ending.is_set():
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._turns.soon(self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False
         if self._tasks is not None and not self._ending.is_set():
-            self._guard(self._turn_once)
+            with self._turns:
+                self._guard(self._turn_once)
 
     def _turn_once(self) -> None:
         effects = self._driver.turn(self.now_ms())

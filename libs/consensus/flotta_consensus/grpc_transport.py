@@ -21,20 +21,23 @@ from flotta_consensus.api import Failpoints, NoFailpoints
 from flotta_consensus.core.clock_bounds import PeerClocks
 from flotta_consensus.core.effects import SendSnapshot
 from flotta_consensus.core.manifest import Manifest
-from flotta_consensus.identity import DataDirectory, IdentityError
-from flotta_consensus.peer_identity import PeerGuard, readable, stream_metadata, to_message
-from flotta_consensus.peer_link import (
+from flotta_consensus.frame_stream import (
     CHANNEL_OPTIONS,
     CREDIT_BYTES,
     CREDIT_SECONDS,
     ChannelFactory,
-    LinkOptions,
-    PeerLink,
+    FrameStream,
     payload_bytes,
 )
+from flotta_consensus.identity import DataDirectory, IdentityError
+from flotta_consensus.peer_identity import PeerGuard, readable, stream_metadata, to_message
+from flotta_consensus.peer_link import LinkOptions, Outgoing, PeerLink, SessionFactory
 from flotta_consensus.snapshot_stream import SnapshotReceiver, header_of, slices
 from flotta_consensus.transport import AddressBook, Receiver
 
+STOPPING = "this process is stopping"
+NOT_READY = "this process is not ready for Raft messages"
+WRONG_TOKEN = "missing or wrong internal token"
 _FRAME_BYTES_MAX = 512 << 20
 _SNAPSHOT_SECONDS_MIN = 60
 _SLOT_PROGRESS_SECONDS = 1.0
@@ -86,6 +89,7 @@ class GrpcTransport:
         self._receiver: Receiver | None = None
         self._report = report
         self._wall_ms = wall_ms
+        self._ways: tuple[SessionFactory, ...] = (self._new_stream,)
         self.peer_clocks = PeerClocks()
         self._servicer = _Servicer(
             directory,
@@ -115,15 +119,11 @@ class GrpcTransport:
         if link is None:
             link = PeerLink(
                 node_num,
-                self._directory,
-                self._guard,
                 self._addresses,
-                self._channels,
-                self._token,
+                self._ways,
                 self._options,
                 unreachable=self._unreachable,
                 report=self._report,
-                wall_ms=self._wall_ms,
             )
             self._links[node_num] = link
             self._new_links.put_nowait(link)
@@ -147,6 +147,11 @@ class GrpcTransport:
             while True:
                 link = await self._new_links.get()
                 tasks.create_task(link.run())
+
+    def _new_stream(self, outgoing: Outgoing) -> FrameStream:
+        return FrameStream(
+            outgoing, self._directory, self._guard, self._channels, self._token, self._options, self._wall_ms
+        )
 
     @asynccontextmanager
     async def _slot(self, progress: Callable[[], None]) -> AsyncIterator[None]:
@@ -208,13 +213,13 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         self._snapshots = snapshots
         self._heard_clock = heard_clock
         self._streams: set[asyncio.Task[None]] = set()
-        self._target: tuple[Receiver, Path] | None = None
+        self.target: tuple[Receiver, Path] | None = None
 
     def attach(self, receiver: Receiver, incoming_dir: Path) -> None:
-        self._target = (receiver, incoming_dir)
+        self.target = (receiver, incoming_dir)
 
     def detach(self) -> None:
-        self._target = None
+        self.target = None
 
     def end_streams(self) -> None:
         self.detach()
@@ -290,14 +295,14 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
             stream.cancel()
             await asyncio.gather(stream, return_exceptions=True)
         if stream.cancelled():
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "this process is stopping")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, STOPPING)
         stream.result()
 
     async def _deliver(self, context: Context, frames: list[bytes]) -> None:
-        if self._target is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "this process is not ready for Raft messages")
+        if self.target is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, NOT_READY)
         for frame in frames:
-            self._target[0].receive(frame)
+            self.target[0].receive(frame)
 
     async def _admit(self, context: Context) -> tuple[int, Receiver, Path]:
         """(the sender's node number, where to deliver, where to put files)"""
@@ -306,11 +311,11 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
             sender = await self._guard.admit_stream(readable(context.invocation_metadata()))
         except IdentityError as refusal:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
-        target = self._target
+        target = self.target
         if target is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "this process is not ready for Raft messages")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, NOT_READY)
         return (sender, *target)
 
     async def _check_token(self, context: Context) -> None:
         if not self._guard.right_token(readable(context.invocation_metadata())):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong internal token")
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, WRONG_TOKEN)

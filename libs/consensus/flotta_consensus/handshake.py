@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import grpc
 from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
 
+from flotta_consensus.frame_stream import CHANNEL_OPTIONS, ChannelFactory
 from flotta_consensus.identity import DataDirectory, Identity, IdentityError
 from flotta_consensus.peer_identity import Answer, to_message, token_metadata
-from flotta_consensus.peer_link import CHANNEL_OPTIONS, ChannelFactory
 
 Probe = Callable[[str, Identity], Awaitable[Answer | None]]
 """(address, who asks) -> the answer, None if there was none."""

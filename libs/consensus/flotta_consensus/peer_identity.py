@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flotta_proto.flotta import raft_pb2
+from google.protobuf.message import DecodeError
 
 from flotta_consensus.identity import DataDirectory, Identity, IdentityError
 
 TOKEN_KEY = "x-kvdb-internal-token"
 _CLUSTER_KEY = "x-flotta-cluster-id"
-_NODE_KEY = "x-flotta-node-id"
+NODE_KEY = "x-flotta-node-id"
 _NUMBER_KEY = "x-flotta-node-num"
 _STORE_KEY = "x-flotta-store-id"
 _TO_KEY = "x-flotta-to-node-num"
@@ -38,6 +39,14 @@ class Answer:
             Identity(message.node_id, message.store_id, message.cluster_id, message.node_num), message.known_store_id
         )
 
+    @classmethod
+    def parse(cls, data: bytes) -> Answer:
+        """From a serialised message. IdentityError if it is none."""
+        try:
+            return cls.of(raft_pb2.Identity.FromString(data))
+        except DecodeError as error:
+            raise IdentityError("what answers says nothing that can be read of who it is") from error
+
 
 def to_message(identity: Identity, known_store_id: str = "") -> raft_pb2.Identity:
     return raft_pb2.Identity(
@@ -57,7 +66,7 @@ def stream_metadata(identity: Identity, to_node_num: int, token: str) -> Metadat
     return (
         *token_metadata(token),
         (_CLUSTER_KEY, identity.cluster_id),
-        (_NODE_KEY, identity.node_id),
+        (NODE_KEY, identity.node_id),
         (_NUMBER_KEY, str(identity.node_num)),
         (_STORE_KEY, identity.store_id),
         (_TO_KEY, str(to_node_num)),
@@ -85,7 +94,7 @@ class PeerGuard:
         if not number.isascii() or not number.isdigit() or len(number) > 10:
             raise IdentityError(f"'{number}' is not a node number")
         sender = Identity(
-            metadata.get(_NODE_KEY, ""), metadata.get(_STORE_KEY, ""), metadata.get(_CLUSTER_KEY, ""), int(number)
+            metadata.get(NODE_KEY, ""), metadata.get(_STORE_KEY, ""), metadata.get(_CLUSTER_KEY, ""), int(number)
         )
         await self._admit(sender)
         return sender.node_num

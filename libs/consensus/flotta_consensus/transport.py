@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import flotta_native
 
 from flotta_consensus.core.effects import SendSnapshot
 
@@ -42,3 +44,11 @@ class Transport(Protocol):
         and then while it moves or waits for its turn."""
 
     async def run(self) -> None: ...
+
+
+@runtime_checkable
+class HostTransport(Transport, Protocol):
+    """A transport that carries a native host's frames without their passing through here. What the host's `poll` still
+    gives out is sent as with any other. `detach` ends it."""
+
+    def attach_host(self, host: flotta_native.RaftHost) -> None: ...

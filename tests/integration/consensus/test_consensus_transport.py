@@ -13,11 +13,12 @@ import pytest
 from consensus_cluster import STEP_MS, until
 from flotta_consensus.core.effects import SendSnapshot
 from flotta_consensus.core.manifest import Manifest, incoming_name
+from flotta_consensus.frame_stream import payload_bytes
 from flotta_consensus.grpc_transport import GrpcTransport, insecure_channel
 from flotta_consensus.handshake import grpc_probe, join_members
 from flotta_consensus.identity import DataDirectory, IdentityError
 from flotta_consensus.peer_identity import stream_metadata
-from flotta_consensus.peer_link import FrameQueue, LinkOptions, payload_bytes
+from flotta_consensus.peer_link import FrameQueue, LinkOptions
 from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
 
 FAST = LinkOptions(backoff_first_ms=5, backoff_longest_ms=50, connect_timeout_ms=500, stalled_ms=800)
