@@ -21,6 +21,11 @@ __all__ = [
     "DROP_OVERLOADED",
     "DROP_UNKNOWN_GROUP",
     "FAILPOINTS",
+    "LINK_DOWN",
+    "LINK_FRAME",
+    "LINK_HELLO",
+    "LINK_REFUSED",
+    "LINK_UP",
     "ROLE_CANDIDATE",
     "ROLE_FOLLOWER",
     "ROLE_LEADER",
@@ -29,6 +34,8 @@ __all__ = [
     "FailpointReached",
     "GroupStatus",
     "HostFailed",
+    "LinkHub",
+    "LinkStats",
     "LogCorruption",
     "LogStats",
     "Membership",
@@ -167,6 +174,69 @@ class SimDisk:
     def flip_bit(self, path: str, offset: int) -> None: ...
     def files(self) -> dict[str, int]: ...
     def unsynced_bytes(self) -> int: ...
+
+# Kinds of `LinkHub.poll`.
+LINK_HELLO: Final[int]  # (purpose: str, hello: bytes, peer: RpcPeer): incoming, to be accepted or refused in time
+LINK_UP: Final[int]  # greeting: bytes; an outgoing link was accepted
+LINK_REFUSED: Final[int]  # reason: str; LINK_DOWN follows
+LINK_FRAME: Final[int]  # bytes
+LINK_DOWN: Final[int]  # reason: str; the last event of every link
+
+@final
+class LinkStats:
+    """Since the hub was made, but for `links`."""
+
+    links: int  # now
+    frames_in: int
+    frames_out: int
+    bytes_in: int
+    bytes_out: int
+    not_taken: int  # frames that `send_many` gave back
+    turned_away: int  # connections: too many, or no proper HELLO in time
+    wakes: int  # times the eventfd was written
+
+@final
+class LinkHub:
+    """Framed, multiplexed connections to other processes of the cluster.
+
+    A link is a number, never used twice. Frames of a link keep their order; both sides may send once it is up.
+    While more than `unread_bytes_max` of a link were read and not polled, or it has given back a frame and more than
+    half of `unsent_bytes_max` is unsent, nothing more is read from it. A peer that says nothing for `keepalive_ms`
+    is asked, and given up `keepalive_timeout_ms` later; one that takes nothing for both together, too."""
+
+    def __new__(
+        cls,
+        *,
+        frame_bytes_max: int = 64 << 20,
+        unsent_bytes_max: int = 64 << 20,
+        unread_bytes_max: int = 32 << 20,
+        connections_max: int = 1_024,
+        hello_timeout_ms: int = 5_000,
+        keepalive_ms: int = 10_000,
+        keepalive_timeout_ms: int = 5_000,
+    ) -> LinkHub:
+        """ValueError names the bad option."""
+    def notify_fd(self) -> int:
+        """An eventfd, readable while `poll` has something."""
+    def poll(self) -> list[tuple[int, int, tuple[str, bytes, RpcPeer] | bytes | str]]:
+        """(kind, link, data) in order, all since the last call."""
+    def connect(self, address: str, purpose: str, hello: bytes, *, timeout_ms: int) -> int:
+        """A link to `host:port`, `[::1]:port` or `unix:/path`. The time is for everything until it is accepted.
+        ValueError if `purpose` or `hello` is too long (255 bytes, 64 KiB); anything else is told by LINK_DOWN."""
+    def listen(self, address: str) -> int:
+        """Take connections at `host:port` that are links and nothing else. Returns the port. OSError."""
+    def accept(self, link: int, greeting: bytes) -> None:
+        """Answer LINK_HELLO; the link is up. Too late: LINK_DOWN tells or has told. ValueError over 64 KiB."""
+    def refuse(self, link: int, reason: str) -> None: ...
+    def send_many(self, frames: Sequence[tuple[int, bytes]]) -> list[int]:
+        """(link, frame) in order. Returns the links of frames that were not taken: the link is not up, the frame is
+        over `frame_bytes_max`, or `unsent_bytes_max` would be exceeded (one frame is always taken)."""
+    def unsent_bytes(self, link: int) -> int:
+        """Taken and not yet given to the kernel; 0 for a link that is gone."""
+    def close(self, link: int, reason: str) -> None:
+        """Take no more frames, write those that were taken, and tell the peer why; LINK_DOWN when that is done, or
+        not possible within `keepalive_timeout_ms`. Frames that were read before still come."""
+    def stats(self) -> LinkStats: ...
 
 @final
 class RaftHost:

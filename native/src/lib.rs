@@ -6,6 +6,7 @@
 
 pub mod eventfd;
 pub mod io;
+pub mod link;
 pub mod peer;
 pub mod raft;
 

@@ -5,6 +5,7 @@
 mod batch;
 mod disk;
 mod host;
+mod link;
 mod peer;
 mod values;
 
@@ -63,6 +64,11 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
         ("ROLE_CANDIDATE", 1),
         ("ROLE_LEADER", 2),
         ("ROLE_PRE_CANDIDATE", 3),
+        ("LINK_HELLO", link::LINK_HELLO),
+        ("LINK_UP", link::LINK_UP),
+        ("LINK_REFUSED", link::LINK_REFUSED),
+        ("LINK_FRAME", link::LINK_FRAME),
+        ("LINK_DOWN", link::LINK_DOWN),
     ];
     for (name, number) in numbers {
         module.add(name, number)?;
@@ -77,5 +83,7 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<batch::Batch>()?;
     module.add_class::<disk::SimDisk>()?;
     module.add_class::<peer::RpcPeer>()?;
+    module.add_class::<link::LinkStats>()?;
+    module.add_class::<link::LinkHub>()?;
     module.add_class::<host::RaftHost>()
 }

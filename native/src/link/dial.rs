@@ -1,0 +1,122 @@
+//! How connections are made: dialled from here, or taken from a listener.
+//!
+//! Addresses are `host:port`, `[::1]:port` or `unix:/path`. All addresses of a name are tried, each for its share of
+//! the time; the time is for everything until the link is accepted.
+
+use super::connection::{end, Connection};
+use super::endpoint::{Link, Phase};
+use super::hub::{Counters, Hub};
+use crate::peer::Peer;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{lookup_host, TcpListener, TcpStream, UnixStream};
+use tokio::time::{timeout, Instant};
+
+/// Take an incoming connection that begins with the preface (none of which was read yet), until it ends.
+pub async fn serve(hub: Arc<Hub>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
+    let Some(link) = hub.add(peer) else {
+        return Counters::add(&hub.counters.turned_away, 1);
+    };
+    let deadline = Instant::now() + hub.options.hello_timeout;
+    Connection::run(hub, link, io, true, deadline).await;
+}
+
+/// Make a link to somebody who listens. Its number at once; what becomes of it is told as events.
+pub fn connect(hub: &Arc<Hub>, address: &str, purpose: &str, hello: &[u8], within: Duration) -> u64 {
+    let Some(link) = hub.add(Peer::default()) else {
+        let link = hub.spare_link(Peer::default());
+        end(hub, &link, "there are too many links".to_owned());
+        return link.number;
+    };
+    link.lock().queue.put_hello(purpose, hello);
+    let (number, hub, address) = (link.number, hub.clone(), address.to_owned());
+    crate::io::handle().spawn(async move { dial(hub, link, &address, Instant::now() + within).await });
+    number
+}
+
+async fn dial(hub: Arc<Hub>, link: Arc<Link>, address: &str, deadline: Instant) {
+    let made = tokio::select! {
+        biased;
+        reason = closed(&link) => Err(reason),
+        made = reach(address, deadline) => made.map_err(|error| format!("{address} cannot be reached: {error}")),
+    };
+    match made {
+        Err(reason) => end(&hub, &link, reason),
+        Ok(Socket::Tcp(stream)) => Connection::run(hub, link, stream, false, deadline).await,
+        Ok(Socket::Unix(stream)) => Connection::run(hub, link, stream, false, deadline).await,
+    }
+}
+
+/// Until it is closed from here.
+async fn closed(link: &Link) -> String {
+    std::future::poll_fn(|cx| {
+        let mut state = link.lock();
+        state.watch(cx);
+        if state.phase < Phase::Closing {
+            return Poll::Pending;
+        }
+        Poll::Ready(state.reason.clone())
+    })
+    .await
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+async fn within<T>(time: Duration, making: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let no_answer = || format!("no answer in {} ms", time.as_millis());
+    timeout(time, making).await.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, no_answer())))
+}
+
+async fn reach(address: &str, deadline: Instant) -> io::Result<Socket> {
+    let left = || deadline.saturating_duration_since(Instant::now());
+    if let Some(path) = address.strip_prefix("unix:") {
+        return within(left(), UnixStream::connect(path)).await.map(Socket::Unix);
+    }
+    let found: Vec<SocketAddr> = within(left(), lookup_host(address)).await?.collect();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (at, one) in found.iter().enumerate() {
+        match within(left() / (found.len() - at) as u32, TcpStream::connect(one)).await {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(Socket::Tcp(stream));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Listen for links alone. Returns the bound address.
+pub fn listen(hub: &Arc<Hub>, address: &str) -> io::Result<SocketAddr> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    let bound = listener.local_addr()?;
+    let _on_the_io_thread = crate::io::handle().enter();
+    let listener = TcpListener::from_std(listener)?;
+    let taken = hub.clone();
+    let task = crate::io::handle().spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => take(&taken, stream, from),
+                // Out of descriptors, most likely: others may be closed meanwhile.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    });
+    hub.own(task.abort_handle());
+    Ok(bound)
+}
+
+fn take(hub: &Arc<Hub>, stream: TcpStream, from: SocketAddr) {
+    // Slower without it, and never wrong.
+    let _ = stream.set_nodelay(true);
+    tokio::spawn(serve(hub.clone(), stream, Peer::tcp(from)));
+}
