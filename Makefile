@@ -101,7 +101,7 @@ sim-planted: build ## plant known bugs, one at a time, and count the seeds until
 
 bench: build ## Put/Get through the gateway beside etcd, in one run
 	scripts/setup_bench.sh
-	$(PYTHON) bench/run.py --name bench
+	$(PYTHON) bench/run.py
 
 overload: build ## attacks of every kind on a gateway, beside a quiet client: a table
 	$(PYTHON) bench/overload.py

@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from figures import Load, Measure
@@ -87,8 +87,11 @@ class Bench:
         """Every key exists and everything is warm before anything is measured."""
         for value_bytes, keys, tool in {(cell.value_bytes, cell.keys, cell.tool) for cell in cells}:
             cell = Cell("put", 50, 8, "redis-benchmark" if tool == "redis-benchmark" else "ghz", value_bytes, keys)
-            load = self._generate(target, cell, keys, secrets.token_bytes(value_bytes))
-            self._rates.setdefault((target.name, replace(cell, operation="put")), load.rate)
+            answered = target.answered("put")
+            self._generate(target, cell, keys, secrets.token_bytes(value_bytes))
+            missing = keys - (target.answered("put") - answered)
+            if missing > 0:
+                raise SystemExit(f"error: {target.name} did not take {missing} of the first {keys} puts")
 
     def _generate(self, target: Target, cell: Cell, calls: int, value: bytes) -> Load:
         names = shuffled_keys(cell.keys, seed=7)
@@ -116,6 +119,9 @@ class Bench:
         used = {name: seconds - cpu[name] for name, seconds in target.cpu_s().items()}
         load_s = children_cpu_s() - own
         answered_ok = target.answered(cell.operation) - answered
+        errors = calls - min(load.succeeded, answered_ok)
+        if errors > calls // 2:
+            raise SystemExit(f"error: {errors} of {calls} calls failed: {label}, {cell.name}")
         self._rates[label, cell] = load.rate
         if cell.operation == "put" and cell.tool != "redis-benchmark":
             self._read_back(target, cell, calls, value)
@@ -124,7 +130,7 @@ class Bench:
             cell=cell.name,
             round=number,
             calls=calls,
-            errors=calls - min(load.succeeded, answered_ok),
+            errors=errors,
             rate=load.rate,
             p50_ms=load.p50_ms,
             p99_ms=load.p99_ms,
