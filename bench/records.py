@@ -33,14 +33,15 @@ class Table:
     def text(self) -> str:
         """For the screen: columns aligned, numbers to the right."""
         lines = [self.header, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        told = [
-            "  ".join(
-                cell.ljust(widths[n]) if n == 0 else cell.rjust(widths[n]) for n, cell in enumerate(line)
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([self.title, *(f"  {line}" for line in told), *([f"  {self.note}"] if self.note else [])])
+        columns = [[line[number] for line in lines] for number in range(len(self.header))]
+        told = zip(*[_aligned(column) for column in columns], strict=True)
+        return "\n".join(
+            [
+                self.title,
+                *(("  " + "  ".join(line)).rstrip() for line in told),
+                *([f"  {self.note}"] if self.note else []),
+            ]
+        )
 
     def markdown(self) -> str:
         """For docs."""
@@ -63,6 +64,11 @@ class Result:
 
     def text(self) -> str:
         return "\n\n".join(table.text() for table in self.tables)
+
+
+def _aligned(column: Sequence[str]) -> list[str]:
+    width, numbers = max(map(len, column)), all(cell[:1].isdigit() for cell in column[1:])
+    return [cell.rjust(width) if numbers else cell.ljust(width) for cell in column]
 
 
 def save(result: Result, folder: Path = RESULTS) -> Result:

@@ -6,7 +6,7 @@
     python bench/run.py --parts failover --kills 5
     python bench/run.py --smoke                          tiny counts, no figures worth reading
 
-Results lie under bench/results, the newest of each part; a quick look (anything narrower than a whole part) is kept
+Results lie under bench/results, the newest of each part; a quick look (anything but a part's own settings) is kept
 apart from them as `quick.json`.
 """
 
@@ -22,7 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import core
+import failover
 import idle
+import saturation
+import startup
+import sweeps
 from bars import bar_table
 from records import RESULTS, Result, load_all, merged_facts, save
 from systems import ROOT
@@ -30,6 +34,12 @@ from systems import ROOT
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
     "core": core.run,
     "idle": idle.run,
+    "shards": sweeps.shards,
+    "values": sweeps.values,
+    "nodes": sweeps.nodes,
+    "saturation": saturation.run,
+    "startup": startup.run,
+    "failover": failover.run,
 }
 BENCH = ("core", "idle")
 
@@ -43,8 +53,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, default=2.5, help="length of a cell")
     found.add_argument("--calls", type=int, default=0, help="calls of a cell, instead of its length")
     found.add_argument("--transport", default="", help="of all our services; unset: their default")
+    found.add_argument("--kills", type=int, default=30, help="of the part failover")
+    found.add_argument("--startup-keys", type=int, default=1_000_000, help="of the part startup")
     found.add_argument("--coordinators", type=int, default=3)
-    narrow = found.add_argument_group("core only; any of these makes it a quick look")
+    narrow = found.add_argument_group("core only")
     narrow.add_argument("--only", default="put,get", help="operations: put,get")
     narrow.add_argument("--systems", default="flotta,etcd,redis")
     narrow.add_argument("--conc", default="1,50,200", help="clients at once")
@@ -57,18 +69,18 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-QUICK_WHEN = ("only", "systems", "conc", "conn", "tools", "value_bytes", "keys", "nodes", "shards")
+CORE_ONLY = ("only", "systems", "conc", "conn", "tools", "value_bytes", "keys", "nodes", "shards")
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, and `quick`: whether this is less than a whole part."""
+    """The arguments, and `quick`: whether they are others than the parts' own."""
     parsing = parser()
     given = parsing.parse_args(words)
-    narrowed = any(getattr(given, name) != parsing.get_default(name) for name in QUICK_WHEN)
-    given.quick = narrowed or given.smoke or bool(given.transport or given.calls)
+    changed = {name for name, value in vars(given).items() if value != parsing.get_default(name)}
+    given.quick = bool(changed - {"parts", "full"})
     if given.full:
         given.parts = ",".join(PARTS)
-    elif narrowed:
+    elif changed & set(CORE_ONLY):
         given.parts = "core"
     if given.smoke:
         given.rounds, given.calls, given.conc, given.keys = 1, 200, "1,20", 200
