@@ -20,6 +20,11 @@ __all__ = [
     "DROP_NO_LEADER",
     "DROP_OVERLOADED",
     "DROP_UNKNOWN_GROUP",
+    "EVENT_CANCELLED",
+    "EVENT_DRAINED",
+    "EVENT_HALF_CLOSE",
+    "EVENT_MESSAGE",
+    "EVENT_OPEN",
     "FAILPOINTS",
     "LINK_DOWN",
     "LINK_FRAME",
@@ -41,6 +46,8 @@ __all__ = [
     "Membership",
     "RaftHost",
     "RpcPeer",
+    "RpcServer",
+    "RpcStats",
     "SimDisk",
     "__version__",
 ]
@@ -158,6 +165,115 @@ class RpcPeer:
     address: str  # "ipv4:127.0.0.1:1234", "ipv6:[::1]:1234" or "unix:"
     tls_common_name: str | None  # of a verified client certificate
     tls_sans: list[str]
+
+# Metadata of a call: a value is bytes where its key ends in "-bin".
+_Metadata = Sequence[tuple[str, str | bytes]]
+_Received = tuple[tuple[str, str | bytes], ...]
+# (call, method, message, metadata or None, milliseconds of the deadline left or None, peer)
+_Unary = tuple[int, int, bytes, _Received | None, float | None, RpcPeer]
+
+# Kinds of the stream events of `RpcServer.poll`.
+EVENT_OPEN: Final[int]  # (metadata or None, milliseconds of the deadline left or None, peer)
+EVENT_MESSAGE: Final[int]  # bytes
+EVENT_HALF_CLOSE: Final[int]  # None; the client has said everything
+EVENT_CANCELLED: Final[int]  # None; reset, disconnected or past its deadline; the last event of its call
+EVENT_DRAINED: Final[int]  # None; a stream that `send_many` named has room again
+
+@final
+class RpcStats:
+    # now
+    connections: int
+    calls: int  # in flight
+    request_bytes: int  # of requests in work
+    reply_bytes: int  # of replies not yet written
+    # since the server was made
+    connections_total: int
+    calls_total: int
+    refused_connections: int
+    refused_calls: int  # over `calls_max`
+    refused_request_bytes: int  # calls refused over `request_bytes_max`
+    refused_reply_bytes: int  # calls refused because their client does not read
+    failed_handshakes: int
+    resets: int  # streams reset by clients
+    reset_floods: int  # connections ended for it
+    deadlines_exceeded: int
+    stalled_requests: int
+    stalled_replies: int
+    keepalive_timeouts: int
+    bytes_in: int
+    bytes_out: int
+    messages_in: int
+    messages_out: int
+    packed_messages_in: int
+    packed_messages_out: int
+
+@final
+class RpcServer:
+    """A gRPC server on HTTP/2 that hands over everything that arrived in one turn of the I/O thread, at once.
+
+    Every call is a number, unique among the calls of the server. Each call that `poll` shows is answered, or named
+    as ended, never neither; what is said to a call that has ended is ignored. Messages are as they came, unpacked from
+    their encoding (gzip, deflate, zstd, snappy); replies go in the encoding of the request where that helps."""
+
+    def __new__(
+        cls,
+        methods: Sequence[tuple[str, bool]],
+        *,
+        message_bytes_max: int = 17 << 20,
+        metadata_bytes_max: int = 64 << 10,
+        calls_max: int = 20_000,
+        request_bytes_max: int = 256 << 20,
+        reply_bytes_max: int = 256 << 20,
+        connections_max: int = 10_000,
+        streams_per_connection_max: int = 1_000,
+        resets_per_second_max: int = 5_000,
+        keepalive_ms: int = 30_000,
+        keepalive_timeout_ms: int = 10_000,
+        stall_ms: int = 20_000,
+        stream_window_bytes: int = 1 << 20,
+        compress_bytes_min: int = 1_024,
+        links: LinkHub | None = None,
+    ) -> RpcServer:
+        """`methods`: (path, whether any side streams); a method's number is its position. Any other path is answered
+        UNIMPLEMENTED. With `links`, the hub's links may come to the same port. ValueError names the bad option."""
+    def start(self, listen: str) -> int:
+        """Listen on all addresses of `host:port`, or `unix:/path`. May be called again for another one. Returns the
+        port (0 for a path). OSError."""
+    def notify_fd(self) -> int:
+        """An eventfd, readable while `poll` has something."""
+    def poll(
+        self,
+    ) -> tuple[
+        list[_Unary],
+        list[tuple[int, int, int, bytes | tuple[_Received | None, float | None, RpcPeer] | None]],
+        list[int],
+    ]:
+        """Unary calls that arrived; stream events (kind, call, method, data), in order; unary calls that ended before
+        their answer. Metadata is the user's: nothing of gRPC's or HTTP's own."""
+    def reply_many(
+        self, replies: Sequence[tuple[int, bytes] | tuple[int, int, str, bytes | None, _Metadata | None]]
+    ) -> None:
+        """(call, payload) is OK; (call, code, message, payload, trailers) anything. ValueError or TypeError, and none
+        of them sent, if one is malformed."""
+    def initial_metadata(self, call: int, metadata: _Metadata) -> None:
+        """Of a stream, before its first message; later it is ignored."""
+    def send_many(self, messages: Sequence[tuple[int, bytes]]) -> list[int]:
+        """(call, message) of streams. Returns the calls that have more than `stream_window_bytes` waiting: send them
+        no more until EVENT_DRAINED."""
+    def finish(self, call: int, code: int, message: str = "", trailers: _Metadata | None = None) -> None:
+        """End a stream, once what was sent before is written."""
+    def credit(self, call: int, bytes: int) -> None:
+        """The handler consumed messages of that length altogether. Call it for each message, also for an empty one:
+        a stream whose handler owes `stream_window_bytes` is not read."""
+    def drain(self) -> None:
+        """No new connections or calls; calls in flight go on, and their connections end with them."""
+    def stop(self, grace_ms: int) -> None:
+        """`drain`, wait for calls in flight, then cut. Blocks; other threads answer meanwhile."""
+    def stats(self) -> RpcStats: ...
+    def notices(self) -> list[tuple[str, str, int]]:
+        """(kind, address of the first, count) of attacks and faults since the last call, one a kind:
+        accept_failed, frame_flood, reset_flood, too_many_calls, too_many_connections, unfinished_request,
+        unread_connection, unread_replies, unread_reply."""
 
 @final
 class SimDisk:

@@ -5,8 +5,6 @@ async with AsyncClient("localhost:7000") as client:
     entry = await client.get("greeting")
 """
 
-from flotta_runtime.tls import TlsFiles
-
 from flotta.client import AsyncClient
 from flotta.errors import (
     AlreadyExistsError,
@@ -34,7 +32,6 @@ __all__ = [
     "PayloadTooLargeError",
     "PreconditionFailedError",
     "RateLimitedError",
-    "TlsFiles",
     "UnavailableError",
     "VersionMismatchError",
 ]

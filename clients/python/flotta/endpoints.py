@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flotta_runtime.tls import NO_TLS, TlsFiles
-
 DATA_DIR_DEFAULT = "flotta-data"
 ENDPOINT_FILE = "endpoints.json"
 GATEWAY_DEFAULT = ("localhost:7000",)
@@ -26,13 +24,12 @@ class EndpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Addresses, where they were found (for error messages), and how to speak to them."""
+    """Addresses, and where they were found: for error messages."""
 
     gateway: tuple[str, ...]
     coordinators: tuple[str, ...]
     gateway_from: str
     coordinators_from: str
-    tls: TlsFiles = NO_TLS
 
 
 def data_dir(environ: Mapping[str, str]) -> Path:
@@ -40,15 +37,8 @@ def data_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("FLOTTA_DATA") or DATA_DIR_DEFAULT)
 
 
-def find(
-    gateway: str | None,
-    coordinators: str | None,
-    environ: Mapping[str, str] = os.environ,
-    *,
-    tls: TlsFiles = NO_TLS,
-) -> Endpoints:
-    """The addresses to use; the arguments are the flags, where given. A CA that `flotta dev` wrote down is used for the
-    addresses that it wrote down."""
+def find(gateway: str | None, coordinators: str | None, environ: Mapping[str, str] = os.environ) -> Endpoints:
+    """The addresses to use; the arguments are the flags, where given."""
     path = data_dir(environ) / ENDPOINT_FILE
     written = read_endpoint_file(path)
     found_gateway, gateway_from = _first(
@@ -63,9 +53,7 @@ def find(
         (written.get("coordinators"), str(path)),
         (",".join(COORDINATORS_DEFAULT), "the default"),
     )
-    if not tls and "tls_ca" in written and gateway_from == str(path):
-        tls = TlsFiles(ca_file=Path(written["tls_ca"]))
-    return Endpoints(found_gateway, found_coordinators, gateway_from, coordinators_from, tls)
+    return Endpoints(found_gateway, found_coordinators, gateway_from, coordinators_from)
 
 
 def read_endpoint_file(path: Path) -> dict[str, str]:

@@ -44,10 +44,9 @@ class EntryKind(enum.IntEnum):
     CONF = 2  # a membership change
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One committed log entry, handed to the state machine in index order, exactly once per incarnation. Never changed;
-    not frozen, because every replica makes one per entry and freezing makes that four times as dear."""
+    """One committed log entry, handed to the state machine in index order, exactly once per incarnation."""
 
     index: int
     term: int
@@ -127,9 +126,9 @@ class RejectReason(enum.Enum):
     CLOSED = "closed"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Committed:
-    """The entry is committed, applied here, and this is the state machine's result. Never changed, as `Entry`."""
+    """The entry is committed, applied here, and this is the state machine's result."""
 
     index: int
     term: int

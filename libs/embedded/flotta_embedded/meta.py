@@ -22,10 +22,9 @@ SLICE_BYTES = 1 << 20
 _STATE = struct.Struct(">BQQQQ")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Header:
-    """Everything of a machine that is not a data row. Never changed, and not frozen, as `Command`: every batch makes
-    one."""
+    """Everything of a machine that is not a data row."""
 
     index: int
     term: int

@@ -7,6 +7,8 @@ mod disk;
 mod host;
 mod link;
 mod peer;
+mod rpc;
+mod rpc_values;
 mod values;
 
 use crate::raft::error::{Fatal, OpenError};
@@ -64,6 +66,11 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
         ("ROLE_CANDIDATE", 1),
         ("ROLE_LEADER", 2),
         ("ROLE_PRE_CANDIDATE", 3),
+        ("EVENT_OPEN", rpc::EVENT_OPEN),
+        ("EVENT_MESSAGE", rpc::EVENT_MESSAGE),
+        ("EVENT_HALF_CLOSE", rpc::EVENT_HALF_CLOSE),
+        ("EVENT_CANCELLED", rpc::EVENT_CANCELLED),
+        ("EVENT_DRAINED", rpc::EVENT_DRAINED),
         ("LINK_HELLO", link::LINK_HELLO),
         ("LINK_UP", link::LINK_UP),
         ("LINK_REFUSED", link::LINK_REFUSED),
@@ -83,6 +90,8 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<batch::Batch>()?;
     module.add_class::<disk::SimDisk>()?;
     module.add_class::<peer::RpcPeer>()?;
+    module.add_class::<rpc_values::RpcStats>()?;
+    module.add_class::<rpc::RpcServer>()?;
     module.add_class::<link::LinkStats>()?;
     module.add_class::<link::LinkHub>()?;
     module.add_class::<host::RaftHost>()

@@ -52,7 +52,6 @@ class Shared:
     directory: DataDirectory
     transport: GrpcTransport
     link: CoordinatorLink
-    asker: MembershipAsker
     model: MapModel
     replicas: ReplicaTable
     clock: Clock
@@ -81,6 +80,7 @@ class Backend:
         self._log = get_logger("storage", node=identity.node_id)
         self._throttle = Throttle(shared.clock)
         self.host = host
+        self.asker = MembershipAsker(settings.token())
         self.duties = LeaderDuties(
             host,
             shared.replicas,
@@ -113,7 +113,7 @@ class Backend:
             host,
             shared.model,
             shared.replicas,
-            shared.asker.ask,
+            self.asker.ask,
             shared.failpoints,
         )
         self.health = HealthMonitor(host, shared.replicas, shared.stamps)
@@ -141,6 +141,7 @@ class Backend:
 
     async def close(self) -> None:
         await self.host.close()
+        await self.asker.close()
         self._shared.replicas.clear()
 
     def close_engine(self) -> None:

@@ -16,17 +16,23 @@ from flotta_storage.core.shard_state import ShardState, decode_state
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One running replica."""
+    """One running replica. The shard's record is decoded again only when its bytes changed."""
 
     shard_id: str
     group: int
     replica: int
     machine: Machine
+    _raw: bytes = b""
+    _state: ShardState | None = None
 
     def state(self) -> ShardState | None:
         """The shard's record as applied here; None while the replica is still empty."""
-        raw = self.machine.kept_row(SHARD_KEY)
-        return None if raw is None else decode_state(raw)
+        raw = self.machine.view().get(SHARD_KEY)
+        if raw is None:
+            return None
+        if raw != self._raw:
+            self._raw, self._state = raw, decode_state(raw)
+        return self._state
 
     def applied_revision(self) -> int:
         return self.machine.revision(self.machine.applied_index())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flotta_consensus.api import (
+    Committed,
     Entry,
     EntryKind,
     Failpoints,
@@ -26,7 +27,6 @@ from flotta_consensus.core.manifest import Manifest
 from flotta_consensus.core.reads import GroupReads
 from flotta_consensus.core.waiters import Waiters
 
-_NORMAL = EntryKind.NORMAL
 HostApply = tuple[int, int, int, int, int, Any]
 
 
@@ -95,6 +95,11 @@ class Applier:
 
     def __init__(self, codes: HostCodes, waiters: Waiters, failpoints: Failpoints, entries_max: int) -> None:
         self._codes = codes
+        self._kinds = {
+            codes.apply_normal: EntryKind.NORMAL,
+            codes.apply_empty: EntryKind.EMPTY,
+            codes.apply_conf: EntryKind.CONF,
+        }
         self._waiters = waiters
         self._failpoints = failpoints
         self._entries_max = entries_max
@@ -107,12 +112,11 @@ class Applier:
         entries: list[Entry] = []
         requests: list[int] = []
         next_index = group.machine.applied_index() + 1
-        size = 0
-        normal, codes = self._codes.apply_normal, self._codes
+        snapshot_kind, conf_kind = self._codes.apply_snapshot, self._codes.apply_conf
         for position, (_, index, term, request_id, kind, payload) in enumerate(items):
             if index < next_index:
                 continue  # delivered again after a restart: the machine had it
-            if kind == codes.apply_snapshot:
+            if kind == snapshot_kind:
                 self._run(group, entries, requests)
                 membership, manifest = payload
                 group.begin_install(index, term, members_of(membership), manifest)
@@ -120,16 +124,13 @@ class Applier:
                 return
             if index != next_index:
                 raise InvariantError(f"group {group.number}: entry {index} delivered, {next_index} expected")
-            if kind == normal:
-                entries.append(Entry(index, term, _NORMAL, payload))
-                size += len(payload)
-            elif kind == codes.apply_conf:
+            if kind == conf_kind:
                 entries.append(Entry(index, term, EntryKind.CONF, b"", members_of(payload)))
             else:
-                entries.append(Entry(index, term, EntryKind.EMPTY, b""))
+                entries.append(Entry(index, term, self._kinds[kind], payload))
+                group.bytes_unchecked += len(payload)
             requests.append(request_id)
             next_index += 1
-        group.bytes_unchecked += size
         self._run(group, entries, requests)
 
     def _run(self, group: Group, entries: list[Entry], requests: list[int]) -> None:
@@ -144,5 +145,8 @@ class Applier:
                     f"group {group.number}: the state machine answered {len(results)} of {len(batch)} entries and is "
                     f"at {group.machine.applied_index()}, not at {batch[-1].index}"
                 )
-            self._waiters.committed(requests[start : start + len(batch)], batch, results)
+            for entry, request_id, result in zip(batch, requests[start:], results, strict=False):
+                if request_id:
+                    answer = entry.members if entry.kind is EntryKind.CONF else result
+                    self._waiters.resolve(request_id, Committed(entry.index, entry.term, answer))
         group.entries_unchecked += len(entries)

@@ -1,0 +1,104 @@
+//! The stream under HTTP/2: gathers the frames of a turn into one write, and notes when bytes move.
+//!
+//! h2 flushes after every larger frame. Here a flush does nothing: the connection calls `poll_drain` when h2 has
+//! nothing more to say in this turn. No more than `GATHER_BYTES` wait here, and they count as written.
+
+use super::connection::Conn;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{ready, Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+const GATHER_BYTES: usize = 64 << 10;
+
+struct Gathered<T> {
+    io: T,
+    out: Vec<u8>,
+    /// Of `out`, already written.
+    sent: usize,
+    conn: Arc<Conn>,
+}
+
+/// Two handles: h2 owns one, the connection's driver drains through the other.
+pub struct Wire<T>(Arc<Mutex<Gathered<T>>>);
+
+impl<T> Clone for Wire<T> {
+    fn clone(&self) -> Self {
+        Wire(self.0.clone())
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
+    pub fn new(io: T, conn: Arc<Conn>) -> Wire<T> {
+        Wire(Arc::new(Mutex::new(Gathered { io, out: Vec::new(), sent: 0, conn })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Gathered<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Write what was gathered.
+    pub fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.lock().poll_drain(cx)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Gathered<T> {
+    fn poll_out(&mut self, cx: &mut Context<'_>, direct: Option<&[u8]>) -> Poll<io::Result<usize>> {
+        let bytes = direct.unwrap_or(&self.out[self.sent..]);
+        let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.conn.note_write(&polled);
+        match ready!(polled)? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => Poll::Ready(Ok(written)),
+        }
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.sent < self.out.len() {
+            self.sent += ready!(self.poll_out(cx, None))?;
+        }
+        self.out.clear();
+        self.sent = 0;
+        // A TLS stream holds records of its own.
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.lock();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut inner.io).poll_read(cx, buf))?;
+        inner.conn.note_read(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut inner = self.lock();
+        if inner.out.len() + bytes.len() > GATHER_BYTES {
+            ready!(inner.poll_drain(cx))?;
+            if bytes.len() >= GATHER_BYTES / 2 {
+                return inner.poll_out(cx, Some(bytes));
+            }
+        }
+        inner.out.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.lock();
+        ready!(inner.poll_drain(cx))?;
+        Pin::new(&mut inner.io).poll_shutdown(cx)
+    }
+}
