@@ -14,7 +14,7 @@ NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*') nati
 PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
 
 .PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
-	test test-python test-native sim sim-planted bench overload compose-test proto docs wheels
+	test test-python test-native sim sim-planted bench bench-full overload compose-test proto docs wheels
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -99,9 +99,13 @@ sim: build ## SEEDS=n: that many fresh seeds; SEED=k: replay one exactly and pri
 sim-planted: build ## plant known bugs, one at a time, and count the seeds until the simulator finds each
 	$(PYTHON) tests/simulation/planted.py
 
-bench: build ## Put/Get through the gateway beside etcd, in one run
+bench: build ## Put/Get beside etcd and Redis in alternating rounds of one run, and an idle cluster, against the bars
 	scripts/setup_bench.sh
-	$(PYTHON) bench/run.py --name bench
+	$(PYTHON) bench/run.py
+
+bench-full: build ## all parts: also shards, values, nodes, saturation, start-up, fail-over (an hour; PARTS=a,b: only these)
+	scripts/setup_bench.sh
+	$(PYTHON) bench/run.py $(if $(PARTS),--parts $(PARTS),--full)
 
 overload: build ## attacks of every kind on a gateway, beside a quiet client: a table
 	$(PYTHON) bench/overload.py

@@ -118,7 +118,7 @@ def ghz(target: Target, work: Work, folder: Path) -> Load:
     command = [
         *(ghz_path(), "--insecure", "--proto", str(dialect.proto), "--call", dialect.method, "-D", str(data)),
         *("-n", str(work.calls), "-c", str(work.concurrency), "--connections", str(work.connections)),
-        *("--disable-template-data", "--disable-template-functions", "--timeout", "20s", "-O", "json"),
+        *("--disable-template-data", "--disable-template-functions", "--timeout", "10s", "-O", "json"),
         *(("--rps", str(work.rate), "--async") if work.rate else ()),
         target.address,
     ]

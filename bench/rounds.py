@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from figures import Load, Measure
@@ -37,9 +37,12 @@ class Cell:
     tool: str = "ghz"
     value_bytes: int = 256
     keys: int = 10_000
+    rate: int = 0  # calls begun per second, whatever the answers do; 0: a closed loop
 
     @property
     def name(self) -> str:
+        if self.rate:
+            return f"{self.operation} {self.rate}/s"
         size = f" {self.value_bytes} B" if self.value_bytes != 256 else ""
         tool = f" {self.tool}" if self.tool != "ghz" else ""
         return f"{self.operation}{size} c={self.concurrency} conn={self.connections}{tool}"
@@ -87,17 +90,22 @@ class Bench:
         """Every key exists and everything is warm before anything is measured."""
         for value_bytes, keys, tool in {(cell.value_bytes, cell.keys, cell.tool) for cell in cells}:
             cell = Cell("put", 50, 8, "redis-benchmark" if tool == "redis-benchmark" else "ghz", value_bytes, keys)
-            load = self._generate(target, cell, keys, secrets.token_bytes(value_bytes))
-            self._rates.setdefault((target.name, replace(cell, operation="put")), load.rate)
+            answered = target.answered("put")
+            self._generate(target, cell, keys, secrets.token_bytes(value_bytes))
+            missing = keys - (target.answered("put") - answered)
+            if missing > 0:
+                raise SystemExit(f"error: {target.name} did not take {missing} of the first {keys} puts")
 
     def _generate(self, target: Target, cell: Cell, calls: int, value: bytes) -> Load:
         names = shuffled_keys(cell.keys, seed=7)
-        work = Work(cell.operation, names, value, calls, cell.concurrency, cell.connections)
+        work = Work(cell.operation, names, value, calls, cell.concurrency, cell.connections, cell.rate)
         return GENERATORS[cell.tool](target, work, self._folder)
 
     def _calls(self, label: str, target: Target, cell: Cell, value: bytes) -> int:
         if self._plan.calls:
             return self._plan.calls
+        if cell.rate:
+            return int(cell.rate * self._plan.seconds)
         if (label, cell) not in self._rates:
             probe = self._generate(target, cell, PROBE_CALLS_PER_CLIENT * max(cell.concurrency, 20), value)
             self._rates[label, cell] = probe.rate
@@ -116,6 +124,9 @@ class Bench:
         used = {name: seconds - cpu[name] for name, seconds in target.cpu_s().items()}
         load_s = children_cpu_s() - own
         answered_ok = target.answered(cell.operation) - answered
+        errors = calls - min(load.succeeded, answered_ok)
+        if errors > calls // 2 and not cell.rate:
+            raise SystemExit(f"error: {errors} of {calls} calls failed: {label}, {cell.name}")
         self._rates[label, cell] = load.rate
         if cell.operation == "put" and cell.tool != "redis-benchmark":
             self._read_back(target, cell, calls, value)
@@ -124,7 +135,7 @@ class Bench:
             cell=cell.name,
             round=number,
             calls=calls,
-            errors=calls - min(load.succeeded, answered_ok),
+            errors=errors,
             rate=load.rate,
             p50_ms=load.p50_ms,
             p99_ms=load.p99_ms,

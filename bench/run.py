@@ -1,124 +1,113 @@
-"""Put and Get through the gateway beside etcd's three members and Redis: same machine, same run.
+"""Flotta beside etcd and Redis: same machine, same run. Each part can be run alone.
 
-python bench/run.py                                  what `make bench` runs
-python bench/run.py --only put --conc 50 --rounds 3  one lever, quickly
-python bench/run.py --smoke                          every path once, no figures worth reading
+    python bench/run.py                                  what `make bench` runs: the parts core and idle
+    python bench/run.py --full                           what `make bench-full` runs: all parts
+    python bench/run.py --only put --conc 50 --rounds 3  one lever, quickly
+    python bench/run.py --parts failover --kills 5
+    python bench/run.py --smoke                          tiny counts, no figures worth reading
+
+Results lie under bench/results, the newest of each part; a quick look (anything but a part's own settings) is kept
+apart from them as `quick.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from figures import Measure
-from machine import describe
-from report import quietness, tables
-from rounds import Bench, Cell, Plan
-from systems import ROOT, Target, etcd, flotta, redis
+import core
+import failover
+import idle
+import saturation
+import startup
+import sweeps
+from bars import bar_table
+from records import RESULTS, Result, load_all, merged_facts, save
+from systems import ROOT
 
-RESULTS = ROOT / "bench" / "results"
-
-
-def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="put,get", help="operations: put,get")
-    parser.add_argument("--systems", default="flotta,etcd,redis")
-    parser.add_argument("--conc", default="1,50,200", help="clients at once")
-    parser.add_argument("--conn", default="1,8", help="connections they share (c=1 always has one)")
-    parser.add_argument("--tools", default="ghz,h2load", help="h2load runs from c=50 on, over 8 connections")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.5, help="length of a cell")
-    parser.add_argument("--calls", type=int, default=0, help="calls of a cell, instead of its length")
-    parser.add_argument("--value-bytes", type=int, default=256)
-    parser.add_argument("--keys", type=int, default=10_000)
-    parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--coordinators", type=int, default=3)
-    parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--transport", default="", help="of all our services; unset: their default")
-    parser.add_argument("--name", default="latest", help="of the file under bench/results")
-    parser.add_argument("--smoke", action="store_true", help="tiny counts")
-    given = parser.parse_args(words)
-    if given.smoke:
-        given.rounds, given.calls, given.conc, given.keys = 1, 200, "1,20", 200
-    return given
+PARTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
+    "core": core.run,
+    "idle": idle.run,
+    "shards": sweeps.shards,
+    "values": sweeps.values,
+    "nodes": sweeps.nodes,
+    "saturation": saturation.run,
+    "startup": startup.run,
+    "failover": failover.run,
+}
+BENCH = ("core", "idle")
 
 
-def cells(given: argparse.Namespace, system: str) -> list[Cell]:
-    """The rows of the tables for one system."""
-    found = []
-    for operation in given.only.split(","):
-        for concurrency in map(int, given.conc.split(",")):
-            size = {"value_bytes": given.value_bytes, "keys": given.keys}
-            if system == "redis":
-                found.append(Cell(operation, concurrency, concurrency, "redis-benchmark", **size))
-                continue
-            shared = [int(count) for count in given.conn.split(",")] if concurrency > 1 else [1]
-            if "ghz" in given.tools:
-                found += [Cell(operation, concurrency, connections, **size) for connections in shared]
-            if "h2load" in given.tools and concurrency >= 16:
-                found.append(Cell(operation, concurrency, 8, "h2load", **size))
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--parts", default=",".join(BENCH), help=f"of {', '.join(PARTS)}")
+    found.add_argument("--full", action="store_true", help="all parts")
+    found.add_argument("--smoke", action="store_true", help="tiny counts")
+    found.add_argument("--rounds", type=int, default=5)
+    found.add_argument("--seconds", type=float, default=2.5, help="length of a cell")
+    found.add_argument("--calls", type=int, default=0, help="calls of a cell, instead of its length")
+    found.add_argument("--transport", default="", help="of all our services; unset: their default")
+    found.add_argument("--kills", type=int, default=30, help="of the part failover")
+    found.add_argument("--startup-keys", type=int, default=1_000_000, help="of the part startup")
+    found.add_argument("--coordinators", type=int, default=3)
+    narrow = found.add_argument_group("core only")
+    narrow.add_argument("--only", default="put,get", help="operations: put,get")
+    narrow.add_argument("--systems", default="flotta,etcd,redis")
+    narrow.add_argument("--conc", default="1,50,200", help="clients at once")
+    narrow.add_argument("--conn", default="1,8", help="connections they share (c=1 always has one)")
+    narrow.add_argument("--tools", default="ghz,h2load", help="h2load runs from c=16 on, over 8 connections")
+    narrow.add_argument("--value-bytes", type=int, default=256)
+    narrow.add_argument("--keys", type=int, default=10_000)
+    narrow.add_argument("--nodes", type=int, default=3)
+    narrow.add_argument("--shards", type=int, default=8)
     return found
 
 
-def start(system: str, given: argparse.Namespace, folder: Path) -> AbstractContextManager[Target]:
-    if system == "etcd":
-        return etcd(folder)
-    if system == "redis":
-        return redis(folder)
-    return flotta(
-        folder,
-        nodes=given.nodes,
-        coordinators=given.coordinators,
-        shards=given.shards,
-        transport=given.transport,
-    )
+CORE_ONLY = ("only", "systems", "conc", "conn", "tools", "value_bytes", "keys", "nodes", "shards")
 
 
-def run(given: argparse.Namespace) -> list[Measure]:
-    targets: dict[str, tuple[Target, Sequence[Cell]]] = {}
-    with tempfile.TemporaryDirectory(prefix="flotta-bench-") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        for system in given.systems.split(","):
-            target = stack.enter_context(start(system, given, folder / system))
-            target.pause()
-            targets[system] = (target, cells(given, system))
-        return Bench(folder, Plan(given.rounds, given.seconds, given.calls)).run(targets)
-
-
-def save(name: str, given: argparse.Namespace, measures: list[Measure]) -> Path:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    content = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe(),
-        "arguments": vars(given),
-        "measures": [asdict(measure) for measure in measures],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, and `quick`: whether they are others than the parts' own."""
+    parsing = parser()
+    given = parsing.parse_args(words)
+    changed = {name for name, value in vars(given).items() if value != parsing.get_default(name)}
+    given.quick = bool(changed - {"parts", "full"})
+    if given.full:
+        given.parts = ",".join(PARTS)
+    elif changed & set(CORE_ONLY):
+        given.parts = "core"
+    if given.smoke:
+        given.rounds, given.calls, given.conc, given.keys = 1, 200, "1,20", 200
+    if unknown := set(given.parts.split(",")) - set(PARTS):
+        parsing.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return given
 
 
 def main() -> int:
     given = arguments()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that everything started is stopped
-    measures = run(given)
-    print(tables(measures, "flotta", "etcd"))
-    print(f"\n{quietness(measures)}")
-    print(f"every figure: {save(given.name, given, measures).relative_to(ROOT)}")
-    failed = sum(measure.errors for measure in measures)
-    if failed:
-        print(f"error: {failed} calls failed", file=sys.stderr)
-    return 1 if failed else 0
+    errors: list[str] = []
+    for part in given.parts.split(","):
+        print(f"part {part}", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="flotta-bench-") as folder:
+            result = PARTS[part](given, Path(folder))
+        if given.quick:
+            result = replace(result, part="quick")
+        save(result, RESULTS)
+        errors += result.errors
+        print(f"\n{result.text()}")
+    if not given.quick:
+        print(f"\n{bar_table(merged_facts([*load_all().values()])).text()}")
+    print(f"\nevery figure: {RESULTS.relative_to(ROOT)}/")
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ want ip iproute2
 want mkfs.ext4 e2fsprogs
 want xfs_io xfsprogs
 want faketime faketime
+want openssl openssl
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
         echo "the tests need these Debian packages: ${packages[*]}" >&2

@@ -5,6 +5,8 @@ async with AsyncClient("localhost:7000") as client:
     entry = await client.get("greeting")
 """
 
+from flotta_runtime.tls import TlsFiles
+
 from flotta.client import AsyncClient
 from flotta.errors import (
     AlreadyExistsError,
@@ -32,6 +34,7 @@ __all__ = [
     "PayloadTooLargeError",
     "PreconditionFailedError",
     "RateLimitedError",
+    "TlsFiles",
     "UnavailableError",
     "VersionMismatchError",
 ]

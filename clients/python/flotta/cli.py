@@ -9,13 +9,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from flotta_runtime.tls import TlsFiles
 
 from flotta import cli_keys, cli_status
-from flotta.cli_support import Exit, fail
+from flotta.cli_support import TLS_FLAGS, Exit, fail
 
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-ca",
+        metavar="FILE",
+        envvar="FLOTTA_TLS_CA_FILE",
+        help="Use TLS; trust what these authorities have signed.",
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option("--tls-cert", metavar="FILE", envvar="FLOTTA_TLS_CERT_FILE", help="Certificate to show, if asked."),
+]
+TlsKey = Annotated[
+    Path | None, typer.Option("--tls-key", metavar="FILE", envvar="FLOTTA_TLS_KEY_FILE", help="Key of --tls-cert.")
+]
+TlsServerName = Annotated[
+    str | None,
+    typer.Option(
+        "--tls-server-name", metavar="NAME", envvar="FLOTTA_TLS_SERVER_NAME", help="Name to look for in certificates."
+    ),
+]
 COMMAND_GROUP = "flotta.commands"
 
 
@@ -26,11 +50,16 @@ def _version(asked: bool) -> None:
 
 
 def _root(
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsServerName = None,
     _version_flag: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """A sharded, strongly consistent key/value system."""
+    TLS_FLAGS.set(TlsFiles(tls_cert, tls_key, None, tls_ca, tls_server_name))
 
 
 def _unusable(entry: EntryPoint, reason: ImportError) -> Callable[[], None]:

@@ -111,7 +111,7 @@ def delete(
 
 def _client(where: Endpoints, timeout: str) -> AsyncClient:
     first, *more = where.gateway
-    return AsyncClient(first, *more, timeout_ms=duration_ms(timeout, "--timeout"))
+    return AsyncClient(first, *more, timeout_ms=duration_ms(timeout, "--timeout"), tls=where.tls)
 
 
 def _print_entry(entry: Entry, json_: bool, head: bool) -> None:

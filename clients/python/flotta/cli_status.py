@@ -42,7 +42,8 @@ def status(
     Exit code 0: all well; 1: something is wrong, and said; 4: nobody answers.
     """
     where = find(gateway, coordinators)
-    overview = run(gather(where.gateway, where.coordinators, duration_ms(timeout, "--timeout")), where)
+    work = gather(where.gateway, where.coordinators, duration_ms(timeout, "--timeout"), where.tls)
+    overview = run(work, where)
     if json_:
         print(json.dumps(overview.as_json(), indent=2))
     elif overview.reachable:

@@ -10,10 +10,12 @@ import os
 import re
 import sys
 from collections.abc import Coroutine
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
+from flotta_runtime.tls import NO_TLS, TlsFiles
 
 from flotta import endpoints
 from flotta.errors import (
@@ -28,6 +30,8 @@ from flotta.errors import (
 )
 
 T = TypeVar("T")
+TLS_FLAGS: ContextVar[TlsFiles] = ContextVar("flotta_tls_flags", default=NO_TLS)
+"""What was said of TLS before the command."""
 
 
 class Exit(enum.IntEnum):
@@ -74,7 +78,7 @@ def _where_to_look(where: endpoints.Endpoints) -> str:
 def find(gateway: str | None, coordinators: str | None = None) -> endpoints.Endpoints:
     """The addresses, or an end with a clear message."""
     try:
-        return endpoints.find(gateway, coordinators)
+        return endpoints.find(gateway, coordinators, tls=TLS_FLAGS.get())
     except endpoints.EndpointError as error:
         fail(str(error), Exit.USAGE)
 

@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 import time
@@ -23,6 +24,7 @@ import grpc
 import grpc.aio
 from flotta_proto.kvdb import gateway_pb2 as pb
 from flotta_proto.kvdb.gateway_pb2_grpc import KvGatewayStub
+from flotta_runtime.tls import Tls, TlsError, TlsFiles, client_tls, hint, open_channel
 from google.protobuf.message import Message
 
 from flotta.errors import (
@@ -42,6 +44,9 @@ from flotta.models import Consistency, Entry
 MESSAGE_BYTES_MAX = 17 * 1024 * 1024
 RETRY_MS = 25
 RETRY_MS_MAX = 1_000
+TLS_LOOK_S = 1.0
+
+_LOG = logging.getLogger("flotta")
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -71,17 +76,29 @@ _ERRORS: dict[int, type[FlottaError]] = {
 class AsyncClient:
     """A connection to a cluster through its gateways. Use it as `async with AsyncClient("host:7000") as client`.
 
-    Given several gateways it talks to one, and turns to the next when that one cannot be reached.
+    Given several gateways it talks to one, and turns to the next when that one cannot be reached. With `tls` it speaks
+    TLS: `TlsFiles(ca_file=…)`, and `cert_file` and `key_file` where the gateways ask for a certificate. Files that are
+    replaced are used for new connections; InvalidArgumentError if they cannot be used at first.
     """
 
     def __init__(
-        self, address: str = "localhost:7000", *more: str, timeout_ms: int = 5_000, idempotent_writes: bool = True
+        self,
+        address: str = "localhost:7000",
+        *more: str,
+        timeout_ms: int = 5_000,
+        idempotent_writes: bool = True,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._addresses = (address, *more)
         self._timeout_ms = timeout_ms
         self._idempotent_writes = idempotent_writes
         self._current = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._looked_s = time.monotonic()
+        try:
+            self._tls = client_tls(tls)
+        except TlsError as error:
+            raise InvalidArgumentError(str(error)) from error
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,7 +198,7 @@ class AsyncClient:
                 unsent = _never_connected(error)
                 lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
                 if not (lost and (repeatable or unsent) and _time_for(pause_ms, deadline_s)):
-                    _raise_transport(error, self._addresses[self._current], unsent and not in_doubt)
+                    _raise_transport(error, self._addresses[self._current], unsent and not in_doubt, self._tls)
                 self._current = (self._current + 1) % len(self._addresses)
                 in_doubt = in_doubt or not unsent
             else:
@@ -198,10 +215,24 @@ class AsyncClient:
 
     def _stub(self) -> KvGatewayStub:
         address = self._addresses[self._current]
+        if self._tls is not None:
+            self._follow_files(self._tls)
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            channel = self._channels[address] = open_channel(self._tls, address, _CHANNEL_OPTIONS)
         return KvGatewayStub(channel)
+
+    def _follow_files(self, tls: Tls) -> None:
+        """Once a second at most, while there are calls. Calls that run keep the connection they have."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < TLS_LOOK_S:
+            return
+        self._looked_s = now_s
+        try:
+            if tls.refresh():
+                self._channels.clear()
+        except TlsError as error:
+            _LOG.error("the replaced TLS files cannot be used; the old ones stay in force: %s", error)
 
 
 def _time_for(pause_ms: float, deadline_s: float) -> bool:
@@ -226,10 +257,10 @@ def _never_connected(error: grpc.aio.AioRpcError) -> bool:
     return (error.details() or "").startswith("failed to connect to all addresses")
 
 
-def _raise_transport(error: grpc.aio.AioRpcError, address: str, unsent: bool) -> NoReturn:
+def _raise_transport(error: grpc.aio.AioRpcError, address: str, unsent: bool, tls: Tls | None) -> NoReturn:
     code, details = error.code(), error.details() or error.code().name
     if unsent:
-        raise UnavailableError(f"no gateway can be reached at {address}: {details}") from error
+        raise UnavailableError(f"no gateway can be reached at {address}: {details}{hint(tls, details)}") from error
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         raise PayloadTooLargeError(f"the request is too large for the gateway: {details}") from error
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flotta_runtime.tls import NO_TLS, TlsFiles
+
 DATA_DIR_DEFAULT = "flotta-data"
 ENDPOINT_FILE = "endpoints.json"
 GATEWAY_DEFAULT = ("localhost:7000",)
@@ -24,12 +26,13 @@ class EndpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Addresses, and where they were found: for error messages."""
+    """Addresses, where they were found (for error messages), and how to speak to them."""
 
     gateway: tuple[str, ...]
     coordinators: tuple[str, ...]
     gateway_from: str
     coordinators_from: str
+    tls: TlsFiles = NO_TLS
 
 
 def data_dir(environ: Mapping[str, str]) -> Path:
@@ -37,8 +40,15 @@ def data_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("FLOTTA_DATA") or DATA_DIR_DEFAULT)
 
 
-def find(gateway: str | None, coordinators: str | None, environ: Mapping[str, str] = os.environ) -> Endpoints:
-    """The addresses to use; the arguments are the flags, where given."""
+def find(
+    gateway: str | None,
+    coordinators: str | None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    tls: TlsFiles = NO_TLS,
+) -> Endpoints:
+    """The addresses to use; the arguments are the flags, where given. A CA that `flotta dev` wrote down is used for the
+    addresses that it wrote down."""
     path = data_dir(environ) / ENDPOINT_FILE
     written = read_endpoint_file(path)
     found_gateway, gateway_from = _first(
@@ -53,7 +63,9 @@ def find(gateway: str | None, coordinators: str | None, environ: Mapping[str, st
         (written.get("coordinators"), str(path)),
         (",".join(COORDINATORS_DEFAULT), "the default"),
     )
-    return Endpoints(found_gateway, found_coordinators, gateway_from, coordinators_from)
+    if not tls and "tls_ca" in written and gateway_from == str(path):
+        tls = TlsFiles(ca_file=Path(written["tls_ca"]))
+    return Endpoints(found_gateway, found_coordinators, gateway_from, coordinators_from, tls)
 
 
 def read_endpoint_file(path: Path) -> dict[str, str]:

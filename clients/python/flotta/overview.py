@@ -14,6 +14,9 @@ import grpc
 import grpc.aio
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb.coordinator_pb2_grpc import CoordinatorStub
+from flotta_runtime.tls import Tls, TlsError, TlsFiles, client_tls, open_channel
+
+from flotta.errors import InvalidArgumentError
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"  # HealthCheckResponse{status: SERVING}
@@ -80,11 +83,17 @@ class Overview:
         return asdict(self) | {"healthy": not self.problems}
 
 
-async def gather(gateways: Sequence[str], coordinators: Sequence[str], timeout_ms: int) -> Overview:
-    """Ask everyone at once; none may take longer than `timeout_ms`."""
+async def gather(
+    gateways: Sequence[str], coordinators: Sequence[str], timeout_ms: int, tls: TlsFiles | None = None
+) -> Overview:
+    """Ask everyone at once; none may take longer than `timeout_ms`. InvalidArgumentError if `tls` cannot be used."""
     timeout_s = timeout_ms / 1000
-    asked_gateways = asyncio.gather(*(_ask_gateway(address, timeout_s) for address in gateways))
-    asked_coordinators = asyncio.gather(*(_ask_coordinator(address, timeout_s) for address in coordinators))
+    try:
+        loaded = client_tls(tls)
+    except TlsError as error:
+        raise InvalidArgumentError(str(error)) from error
+    asked_gateways = asyncio.gather(*(_ask_gateway(address, timeout_s, loaded) for address in gateways))
+    asked_coordinators = asyncio.gather(*(_ask_coordinator(address, timeout_s, loaded) for address in coordinators))
     gateway_peers = tuple(await asked_gateways)
     answers = await asked_coordinators
     peers = tuple(peer for peer, _ in answers)
@@ -155,8 +164,8 @@ def _map_problems(nodes: Sequence[NodeRow], shards: Sequence[ShardRow]) -> list[
     return found
 
 
-async def _ask_gateway(address: str, timeout_s: float) -> Peer:
-    async with grpc.aio.insecure_channel(address) as channel:
+async def _ask_gateway(address: str, timeout_s: float, tls: Tls | None) -> Peer:
+    async with open_channel(tls, address, ()) as channel:
         check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(HEALTH_CHECK)
         try:
             answer = await check(b"", timeout=timeout_s)
@@ -165,8 +174,8 @@ async def _ask_gateway(address: str, timeout_s: float) -> Peer:
         return Peer(address, "serving" if answer == _SERVING else "not serving")
 
 
-async def _ask_coordinator(address: str, timeout_s: float) -> tuple[Peer, pb.ClusterState | None]:
-    async with grpc.aio.insecure_channel(address) as channel:
+async def _ask_coordinator(address: str, timeout_s: float, tls: Tls | None) -> tuple[Peer, pb.ClusterState | None]:
+    async with open_channel(tls, address, ()) as channel:
         stub = CoordinatorStub(channel)
         try:
             leader = await stub.GetCoordinatorLeader(pb.GetCoordinatorLeaderRequest(), timeout=timeout_s)

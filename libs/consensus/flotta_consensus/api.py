@@ -44,9 +44,10 @@ class EntryKind(enum.IntEnum):
     CONF = 2  # a membership change
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """One committed log entry, handed to the state machine in index order, exactly once per incarnation."""
+    """One committed log entry, handed to the state machine in index order, exactly once per incarnation. Never changed;
+    not frozen, because every replica makes one per entry and freezing makes that four times as dear."""
 
     index: int
     term: int
@@ -126,9 +127,9 @@ class RejectReason(enum.Enum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Committed:
-    """The entry is committed, applied here, and this is the state machine's result."""
+    """The entry is committed, applied here, and this is the state machine's result. Never changed, as `Entry`."""
 
     index: int
     term: int

@@ -1,7 +1,7 @@
 """The bytes of a log entry's command, and one canonical encoding of typed values.
 
 A command is: format byte, stamp (u64, ms), length and bytes of its wire name (`name@version`), arguments to the end.
-The layout is read with slices alone, because apply does it once per entry.
+Its head is one fixed struct, because apply reads it once per entry.
 
 Invariant: equal values have equal encodings, and `decode_value` refuses every other encoding, so encoded values may
 be compared, hashed and replicated as bytes.
@@ -10,13 +10,14 @@ be compared, hashed and replicated as bytes.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 FORMAT_COMMAND = 1
-STAMP_AT = 1
-NAME_LENGTH_AT = 9
-NAME_AT = 10
+HEAD = struct.Struct(">BQB")
+"""Format, stamp and length of the name."""
+NAME_AT = HEAD.size
 
 VALUE_BYTES_MAX = 24 << 20
 VALUE_DEPTH_MAX = 32
@@ -45,11 +46,10 @@ def wire_name(name: str, version: int) -> bytes:
 def command_encoder(name: str, version: int) -> Callable[[int, bytes], bytes]:
     """`encode(stamp_ms, args)` for one command, with the name's part made once."""
     wire = wire_name(name, version)
-    head = bytes((FORMAT_COMMAND,))
-    tail = bytes((len(wire),)) + wire
+    name_bytes = len(wire)
 
     def encode(stamp_ms: int, args: bytes) -> bytes:
-        return b"".join((head, stamp_ms.to_bytes(8, "big"), tail, args))
+        return b"".join((HEAD.pack(FORMAT_COMMAND, stamp_ms, name_bytes), wire, args))
 
     return encode
 
@@ -64,12 +64,13 @@ def decode_command(payload: bytes) -> DecodedCommand:
     """ValueError if these are not the bytes of a command."""
     if len(payload) < NAME_AT or payload[0] != FORMAT_COMMAND:
         raise ValueError(f"not a command of format {FORMAT_COMMAND}: {payload[:16].hex()} ({len(payload)} bytes)")
-    args_at = NAME_AT + payload[NAME_LENGTH_AT]
+    _, stamp_ms, name_bytes = HEAD.unpack_from(payload)
+    args_at = NAME_AT + name_bytes
     if args_at > len(payload):
         raise ValueError(f"command name runs over the end of the entry ({args_at} > {len(payload)} bytes)")
     return DecodedCommand(
         wire=payload[NAME_AT:args_at],
-        stamp_ms=int.from_bytes(payload[STAMP_AT:NAME_LENGTH_AT], "big"),
+        stamp_ms=stamp_ms,
         args=payload[args_at:],
     )
 

@@ -20,7 +20,7 @@ from flotta_consensus.api import Entry, EntryKind, Failpoints, Members, NoFailpo
 
 from . import keys
 from .api import Command, Engine, FrozenView, VectorHandler, View
-from .codec import FORMAT_COMMAND, NAME_AT, NAME_LENGTH_AT, STAMP_AT
+from .codec import FORMAT_COMMAND, HEAD, NAME_AT
 from .errors import InvariantError, UnknownCommandError
 from .generations import check_name, current, drop, generations, space_of, sweep
 from .meta import Header, encode_members, encode_state, read_header, write_header, write_rows
@@ -50,6 +50,7 @@ class Machine:
         self._generation = generation
         self._space = space_of(space, generation)
         self._view = engine.view(self._space)
+        self._kept = _kept(self._view, registry)
         self._header = header
         self._durable = header.index
         self._durable_lock = threading.Lock()
@@ -86,7 +87,8 @@ class Machine:
 
     @classmethod
     def open(cls, engine: Engine, space: str, registry: Registry, *, failpoints: Failpoints | None = None) -> Machine:
-        """The machine as it was last durable (or later). KeyError if there is none. Reads two rows."""
+        """The machine as it was last durable (or later). KeyError if there is none. Reads two rows, and those
+        that are kept in memory."""
         check_name(space)
         generation = current(engine, space)
         if generation is None:
@@ -149,6 +151,10 @@ class Machine:
         the same one (`freeze` does)."""
         return self._view
 
+    def kept_row(self, key: bytes) -> bytes | None:
+        """A row of the live state that the registry has every machine keep in memory. KeyError for any other."""
+        return self._kept[key]
+
     def freeze(self) -> FrozenView:
         """The state as it is now, whatever is applied, restored or destroyed later. Must be closed."""
         return self._engine.freeze(self._space)
@@ -175,7 +181,7 @@ class Machine:
             raise InvariantError(f"machine {self.name} takes nothing more: {self._dead}")
 
     def _apply(self, entries: Sequence[Entry]) -> list[Any]:
-        overlay = Layer(self._view)
+        overlay = Layer(self._view, self._kept)
         results: list[Any] = []
         header = self._header
         index = header.index
@@ -188,13 +194,15 @@ class Machine:
             index += 1
             if entry.index != index:
                 raise InvariantError(f"machine {self.name}: entry {entry.index} came where {index} is next")
-            if entry.kind == _NORMAL:
+            if entry.kind is _NORMAL:
                 payload = entry.payload
-                if len(payload) < NAME_AT or payload[0] != FORMAT_COMMAND:
+                if len(payload) < NAME_AT:
                     raise InvariantError(f"machine {self.name}: entry {index} is not a command")
-                args_at = NAME_AT + payload[NAME_LENGTH_AT]
+                command_format, stamp_ms, name_bytes = HEAD.unpack_from(payload)
+                if command_format != FORMAT_COMMAND:
+                    raise InvariantError(f"machine {self.name}: entry {index} is not a command")
+                args_at = NAME_AT + name_bytes
                 wire = payload[NAME_AT:args_at]
-                stamp_ms = int.from_bytes(payload[STAMP_AT:NAME_LENGTH_AT], "big")
                 if stamp_ms > now_ms:
                     now_ms = stamp_ms
                 if wire != run_wire:
@@ -205,7 +213,7 @@ class Machine:
             else:
                 self._run(run_wire, overlay, run, results)
                 run = []
-                if entry.kind == _CONF:
+                if entry.kind is _CONF:
                     members = self._change_members(overlay, entry, members)
                 results.append(None)
         self._run(run_wire, overlay, run, results)
@@ -244,6 +252,9 @@ class Machine:
         puts, deletes = overlay.writes()
         self._failpoints.reach("machine.apply_before_write")
         self._engine.write(self._space, puts, deletes)
+        for key in self._kept:
+            if overlay.wrote(key):
+                self._kept[key] = overlay.get(key)
         self._header = header
         self._failpoints.reach("machine.apply_written")
 
@@ -295,6 +306,7 @@ class Machine:
         self._generation = generation
         self._space = space_of(self.name, generation)
         self._view = self._engine.view(self._space)
+        self._kept = _kept(self._view, self._registry)
         self._header = header
         with self._durable_lock:
             self._durable = header.index
@@ -308,3 +320,8 @@ class Machine:
             self._sink.abort()
             self._sink = None
         drop(self._engine, self.name, generations(self._engine, self.name))
+
+
+def _kept(view: View, registry: Registry) -> dict[bytes, bytes | None]:
+    keys_kept = registry.kept_rows()
+    return dict(zip(keys_kept, view.multi_get(keys_kept), strict=True))

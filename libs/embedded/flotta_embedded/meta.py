@@ -22,9 +22,10 @@ SLICE_BYTES = 1 << 20
 _STATE = struct.Struct(">BQQQQ")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Header:
-    """Everything of a machine that is not a data row."""
+    """Everything of a machine that is not a data row. Never changed, and not frozen, as `Command`: every batch makes
+    one."""
 
     index: int
     term: int

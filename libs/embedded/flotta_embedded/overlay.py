@@ -10,15 +10,12 @@ read once is remembered; a scan shows the state as it was when the scan began.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final, cast
 
 from .api import View
 
 Row = tuple[bytes, bytes]
-
-_UNKNOWN: Final = object()
 
 
 class Layer:
@@ -26,17 +23,19 @@ class Layer:
 
     __slots__ = ("_base", "_known", "_sorted", "_writes")
 
-    def __init__(self, base: View) -> None:
+    def __init__(self, base: View, known: Mapping[bytes, bytes | None] | None = None) -> None:
+        """`known`: rows of the base, or their absence, that need no reading."""
         self._base = base
-        self._known: dict[bytes, bytes | None] = {}
+        self._known: dict[bytes, bytes | None] = dict(known) if known else {}
         self._writes: dict[bytes, bytes | None] = {}
         self._sorted: list[bytes] = []
 
     def get(self, key: bytes) -> bytes | None:
-        value = cast("bytes | None", self._known.get(key, _UNKNOWN))
-        if value is _UNKNOWN:
+        try:
+            return self._known[key]
+        except KeyError:
             value = self._known[key] = self._base.get(key)
-        return value
+            return value
 
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """One read of the base for all keys; a later `get` of any of them costs a dict lookup."""

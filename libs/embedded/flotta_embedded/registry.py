@@ -36,6 +36,7 @@ class Registry:
         self._handlers: dict[bytes, VectorHandler] = {}
         self._checks: dict[bytes, Callable[[Sequence[Any]], str | None]] = {}
         self._members_hooks: list[MembersHook] = []
+        self._kept_rows: list[bytes] = []
         self._add(TIME_COMMAND, 1, _advance_time)
 
     def command(self, name: str, *, version: int = 1) -> Callable[[F], F]:
@@ -64,6 +65,10 @@ class Registry:
         self._members_hooks.append(hook)
         return hook
 
+    def keep_row(self, key: bytes) -> None:
+        """Let every machine hold this row in memory: one that is small and looked at by nearly every command."""
+        self._kept_rows.append(key)
+
     def call(self, name: str, *args: Any, version: int = 1, stamp_ms: int) -> bytes:
         """The payload that calls an ordinary command. ValueError for a wrong number of arguments, KeyError for an
         unknown command, TypeError for an argument without an encoding: nothing bad is ever proposed."""
@@ -82,6 +87,9 @@ class Registry:
 
     def members_hooks(self) -> Sequence[MembersHook]:
         return self._members_hooks
+
+    def kept_rows(self) -> Sequence[bytes]:
+        return self._kept_rows
 
     def _add(self, name: str, version: int, handler: VectorHandler) -> bytes:
         wire = wire_name(name, version)

@@ -19,6 +19,7 @@ import uvicorn
 from flotta_runtime.errors import StartupError
 from flotta_runtime.metrics import CONTENT_TYPE, Metrics
 from flotta_runtime.settings import split_address
+from flotta_runtime.tls import Tls
 
 Readiness = Callable[[], tuple[bool, str]]
 Scope = MutableMapping[str, Any]
@@ -56,7 +57,15 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """Serves an ASGI app on `listen` (host:port, port 0 picks one) from `start()` until `stop()`."""
 
-    def __init__(self, app: AsgiApp, listen: str, *, connections_max: int = 256, grace_ms: int = 2_000) -> None:
+    def __init__(
+        self,
+        app: AsgiApp,
+        listen: str,
+        *,
+        connections_max: int = 256,
+        grace_ms: int = 2_000,
+        tls: Tls | None = None,
+    ) -> None:
         self.listen = listen
         self.port = 0
         self._task: asyncio.Task[None] | None = None
@@ -72,6 +81,7 @@ class HttpServer:
                 access_log=False,
                 proxy_headers=False,  # allowlists look at the peer of the socket, not at what a header claims
                 server_header=False,
+                ssl_context_factory=None if tls is None or not tls.serves else lambda *_: tls.server_context(),
                 backlog=connections_max,
                 limit_concurrency=connections_max,
                 timeout_keep_alive=30,

@@ -23,6 +23,7 @@ from flotta_runtime.errors import StartupError
 from flotta_runtime.handlers import CallMetrics, HandlerWrapper
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.settings import join_address, split_address
+from flotta_runtime.tls import Tls, open_channel
 
 MESSAGE_BYTES_MAX = 17 * 1024 * 1024  # a 16 MiB value, its key and the envelope
 METADATA_BYTES_MAX = 64 * 1024
@@ -73,23 +74,49 @@ def channel_options(message_bytes_max: int = MESSAGE_BYTES_MAX) -> list[tuple[st
 
 
 class Channel:
-    """A client connection: `.grpc` for stubs, `.metadata` (the internal token) to pass with each call, `close()`."""
+    """A client connection: `.grpc` for stubs, `.metadata` (the internal token) to pass with each call, `close()`.
 
-    __slots__ = ("address", "grpc", "metadata")
+    Take `.grpc` anew for each call: once certificates are replaced it is another connection. Calls that run on the one
+    before keep it until they end.
+    """
 
-    def __init__(self, address: str, token: str | None, message_bytes_max: int) -> None:
+    __slots__ = ("_generation", "_grpc", "_options", "_tls", "address", "metadata")
+
+    def __init__(self, address: str, token: str | None, message_bytes_max: int, tls: Tls | None) -> None:
         self.address = address
         self.metadata = token_metadata(token)
-        self.grpc = grpc.aio.insecure_channel(address, options=channel_options(message_bytes_max))
+        self._tls = tls
+        self._options = channel_options(message_bytes_max)
+        self._generation = tls.generation if tls is not None else 0
+        self._grpc = open_channel(tls, address, self._options)
+
+    @property
+    def grpc(self) -> grpc.aio.Channel:
+        """For stubs."""
+        if self._tls is not None and self._tls.generation != self._generation:
+            self._generation = self._tls.generation
+            self._grpc = open_channel(self._tls, self.address, self._options)
+        return self._grpc
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
-        await self.grpc.close()
+        await self._grpc.close()
 
 
-def channel(address: str, token: str | None = None, *, message_bytes_max: int = MESSAGE_BYTES_MAX) -> Channel:
-    """A connection to `address` (host:port). Connects when first used."""
-    return Channel(address, token, message_bytes_max)
+Dial = Callable[[str], Channel]
+"""Makes the connection to an address: how a service is told its token and TLS settings, once."""
+
+
+def channel(
+    address: str, token: str | None = None, *, message_bytes_max: int = MESSAGE_BYTES_MAX, tls: Tls | None = None
+) -> Channel:
+    """A connection to `address` (host:port), over TLS if `tls` says so. Connects when first used."""
+    return Channel(address, token, message_bytes_max, tls)
+
+
+def dialer(token: str | None, tls: Tls | None) -> Dial:
+    """What a service makes its connections with."""
+    return lambda address: channel(address, token, tls=tls)
 
 
 class GrpcServer:
@@ -105,8 +132,10 @@ class GrpcServer:
         message_bytes_max: int = MESSAGE_BYTES_MAX,
         calls_max: int | None = None,
         on_fatal: fatal.OnFatal = fatal.die,
+        tls: Tls | None = None,
     ) -> None:
         self.listen = listen
+        self._tls = tls
         self.port = 0
         self.services = tuple(name for _, _, name in services)
         check = TokenCheck(token)
@@ -142,7 +171,10 @@ class GrpcServer:
         if port:
             _check_free(host, port, self.listen)
         try:
-            self.port = self._server.add_insecure_port(self.listen)
+            if self._tls is not None and self._tls.serves:
+                self.port = self._server.add_secure_port(self.listen, self._tls.server_credentials())
+            else:
+                self.port = self._server.add_insecure_port(self.listen)
         except RuntimeError as error:
             raise StartupError(
                 f"cannot listen on {self.listen} for gRPC: is another process using this port?"
@@ -215,12 +247,14 @@ def build_server(
     message_bytes_max: int = MESSAGE_BYTES_MAX,
     calls_max: int | None = None,
     on_fatal: fatal.OnFatal = fatal.die,
+    tls: Tls | None = None,
 ) -> GrpcServer:
     """A server for `services`: (add_XServicer_to_server, servicer, "package.Service") each.
 
     Protected methods (auth.py) need `token`. A handler raises FlottaErrors; it never aborts by hand. Above
     `calls_max` calls in flight the server answers RESOURCE_EXHAUSTED. `on_fatal` is called with an InvariantError
-    (or any other non-Exception) raised by a handler; by default it ends the process.
+    (or any other non-Exception) raised by a handler; by default it ends the process. With `tls` that has a certificate
+    the port speaks TLS only.
     """
     return GrpcServer(
         services,
@@ -230,4 +264,5 @@ def build_server(
         message_bytes_max=message_bytes_max,
         calls_max=calls_max,
         on_fatal=on_fatal,
+        tls=tls,
     )

@@ -15,14 +15,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from flotta_runtime import settings_load as load
+from flotta_runtime.errors import StartupError
 from flotta_runtime.logging import LogFormat, LogLevel
+from flotta_runtime.tls import Tls, TlsError, TlsFiles
 
 HTTP_PORT_OFFSET = 10_000
 
@@ -66,6 +68,10 @@ def _listen(text: str) -> str:
 
 def _split_list(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _blank_is_unset(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,6 +125,10 @@ PeerList = Annotated[
     tuple[tuple[NodeId, Address], ...], BeforeValidator(_peers), AfterValidator(_distinct_peers), Field(min_length=1)
 ]
 """id=host:port,…: who is in the cluster, in an order that never changes."""
+OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_unset)]
+"""A file; an empty value is none, as a variable may be set and empty."""
+OptionalName = Annotated[str | None, BeforeValidator(_blank_is_unset)]
+Transport = Literal["native", "grpcio"]
 DurationMs = Annotated[int, Field(ge=1, le=86_400_000)]
 SizeBytes = Annotated[int, Field(ge=1)]
 
@@ -168,7 +178,66 @@ class Settings(BaseSettings):
         return (init_settings, _OutsideSource(settings_cls))
 
 
-class TokenSettings(Settings):
+class TlsSettings(Settings):
+    """Settings of a service that can use TLS: the fields of `tls.TlsFiles`, which checks them."""
+
+    tls_cert_file: OptionalPath = Field(
+        default=None,
+        description="PEM file with the certificate chain of this process; set: its ports speak TLS only, and it shows "
+        "the chain to those it connects to. Watched: a replacement is used for new connections.",
+        json_schema_extra=env("FLOTTA_TLS_CERT_FILE"),
+    )
+    tls_key_file: OptionalPath = Field(
+        default=None,
+        description="PEM file with the private key of `tls_cert_file`, without a passphrase.",
+        json_schema_extra=env("FLOTTA_TLS_KEY_FILE"),
+    )
+    tls_client_ca_file: OptionalPath = Field(
+        default=None,
+        description="PEM file; set: who connects must show a certificate that one of these authorities has signed.",
+        json_schema_extra=env("FLOTTA_TLS_CLIENT_CA_FILE"),
+    )
+    tls_ca_file: OptionalPath = Field(
+        default=None,
+        description="PEM file; set: connections to other services use TLS, and one of these authorities must have "
+        "signed their certificates.",
+        json_schema_extra=env("FLOTTA_TLS_CA_FILE"),
+    )
+    tls_server_name: OptionalName = Field(
+        default=None,
+        description="Name to look for in the certificates of other services; unset: the host that was connected to.",
+        json_schema_extra=env("FLOTTA_TLS_SERVER_NAME"),
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_usable(self) -> Self:
+        if files := self.tls_files():
+            Tls(files)
+        return self
+
+    def check_tls_both_ways(self) -> None:
+        """ValueError unless TLS is used to and from others, or neither: for services that connect to their own kind."""
+        if (self.tls_cert_file is None) != (self.tls_ca_file is None):
+            missing = "tls_cert_file" if self.tls_cert_file is None else "tls_ca_file"
+            raise ValueError(
+                f"{missing} is missing: processes of this kind connect to each other, so both ways use TLS"
+            )
+
+    def tls_files(self) -> TlsFiles:
+        """Which files; false if TLS is not used at all."""
+        return TlsFiles(
+            self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file, self.tls_ca_file, self.tls_server_name
+        )
+
+    def tls(self) -> Tls | None:
+        """The TLS of this service, read anew. The service keeps it for its life, and follows its files."""
+        try:
+            return Tls(files) if (files := self.tls_files()) else None
+        except TlsError as error:
+            raise StartupError(str(error)) from error
+
+
+class TokenSettings(TlsSettings):
     """Settings of a service that takes part in internal calls."""
 
     internal_token: SecretStr | None = Field(
@@ -221,6 +290,11 @@ class GrpcSettings(TokenSettings):
     """Settings of a service with a gRPC port and a small HTTP port. A subclass gives `listen` its default."""
 
     listen: ListenAddress = Field(default="0.0.0.0:0", description="host:port the gRPC server binds; port 0 picks one.")
+    transport: Transport = Field(
+        default="grpcio",
+        description="What serves the gRPC port: `native`, or `grpcio`, the reference that is slower.",
+        json_schema_extra=env("FLOTTA_TRANSPORT"),
+    )
     http_listen: ListenAddress | None = Field(
         default=None,
         description="host:port for /livez, /readyz and /metrics; unset: the gRPC host, gRPC port + 10000.",

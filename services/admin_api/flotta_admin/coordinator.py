@@ -15,7 +15,7 @@ import grpc.aio
 from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2, coordinator_pb2_grpc
 from flotta_runtime.errors import FlottaError, NotLeader, PermissionDenied, Timeout, Unauthenticated, Unavailable
-from flotta_runtime.server import Channel, channel
+from flotta_runtime.server import Channel, Dial
 from flotta_runtime.status import from_rpc_error
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.stop import stop_base
@@ -40,10 +40,10 @@ class Coordinators:
     """The coordinators of one cluster, as the admin service sees them. `close()` when done."""
 
     def __init__(
-        self, addresses: tuple[str, ...], token: str, *, call_timeout_ms: int, request_timeout_ms: int
+        self, addresses: tuple[str, ...], dial: Dial, *, call_timeout_ms: int, request_timeout_ms: int
     ) -> None:
         self._addresses = list(addresses)
-        self._token = token
+        self._dial = dial
         self._call_timeout_s = call_timeout_ms / 1000
         self._request_timeout_s = request_timeout_ms / 1000
         self._channels: dict[str, Channel] = {}
@@ -165,7 +165,7 @@ class Coordinators:
         if found is None:
             if len(self._channels) >= CHANNELS_MAX:  # hints named many addresses: forget the oldest
                 await self._channels.pop(next(iter(self._channels))).close()
-            found = self._channels[address] = channel(address, self._token)
+            found = self._channels[address] = self._dial(address)
         return found
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import grpc.aio
 from flotta_proto.kvdb import kvstore_pb2, kvstore_pb2_grpc
-from flotta_runtime.server import Channel, channel
+from flotta_runtime.server import Channel, Dial
 
 CHANNELS_MAX = 64
 PROBES_MAX = 32
@@ -15,7 +15,8 @@ PROBES_MAX = 32
 class NodeProbe:
     """Pings nodes by address. `close()` when done."""
 
-    def __init__(self, ping_timeout_ms: int) -> None:
+    def __init__(self, dial: Dial, ping_timeout_ms: int) -> None:
+        self._dial = dial
         self._timeout_s = ping_timeout_ms / 1000
         self._channels: dict[str, Channel] = {}
         self._slots = asyncio.Semaphore(PROBES_MAX)
@@ -41,6 +42,6 @@ class NodeProbe:
         if found is None:
             if len(self._channels) >= CHANNELS_MAX:
                 await self._channels.pop(next(iter(self._channels))).close()
-            found = channel(address)
+            found = self._dial(address)
         self._channels[address] = found  # moved to the end: the least recently used one goes first
         return found

@@ -9,7 +9,9 @@ from flotta_runtime.errors import FlottaError
 from flotta_runtime.http import HttpServer
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.server import dialer
 from flotta_runtime.tasks import Supervisor
+from flotta_runtime.tls_watch import follow_files
 
 from flotta_admin.app import make_app
 from flotta_admin.coordinator import Coordinators
@@ -28,17 +30,22 @@ class AdminService:
         self.metrics = Metrics("admin")
         self.port = 0
         self._readiness = (False, "no coordinator has been asked yet")
+        self._tls = settings.tls()
         self._coordinators = Coordinators(
             settings.coordinators,
-            settings.token(),
+            dialer(settings.token(), self._tls),
             call_timeout_ms=settings.call_timeout_ms,
             request_timeout_ms=settings.request_timeout_ms,
         )
-        self._probe = NodeProbe(settings.ping_timeout_ms)
+        self._probe = NodeProbe(dialer(None, self._tls), settings.ping_timeout_ms)
         context = Context(self._coordinators, self._probe, self.metrics, SYSTEM_CLOCK, lambda: self._readiness)
         guard = Guard(make_app(context), settings.key(), settings.networks(), self.metrics)
         self._http = HttpServer(
-            guard, settings.listen, connections_max=settings.connections_max, grace_ms=settings.stop_timeout_ms
+            guard,
+            settings.listen,
+            connections_max=settings.connections_max,
+            grace_ms=settings.stop_timeout_ms,
+            tls=self._tls,
         )
         self._supervisor = Supervisor("admin")
         self._log = get_logger("admin", service="admin")
@@ -47,6 +54,8 @@ class AdminService:
         """Serve; StartupError when the port is taken."""
         self.port = await self._http.start()
         await self._supervisor.start()
+        if self._tls is not None:
+            self._supervisor.spawn("tls files", follow_files(self._tls))
         self._supervisor.spawn("readiness", self._watch_readiness())
         self._log.info("serving", port=self.port)
 

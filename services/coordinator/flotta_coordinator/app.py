@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.readiness import follow_readiness
-from flotta_runtime.server import GrpcServer, build_server
+from flotta_runtime.server import GrpcServer, build_server, dialer
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.throttle import Throttle
+from flotta_runtime.tls import open_channel
+from flotta_runtime.tls_watch import follow_files
 
 from flotta_coordinator import cluster_service, formation, raft_service, service, wire
 from flotta_coordinator.forward import Forwarder
@@ -86,7 +89,9 @@ class CoordinatorApp:
             check_ms=settings.liveness_check_ms,
             cluster_id=lambda: self._directory.identity.cluster_id,
         )
-        self._forwarder = Forwarder(settings.token())
+        self._tls = settings.tls()
+        self._dial = dialer(settings.token(), self._tls)
+        self._forwarder = Forwarder(self._dial)
         self._tasks = Supervisor("coordinator")
         self._formed = asyncio.Event()
         self._refused = asyncio.Event()
@@ -131,6 +136,7 @@ class CoordinatorApp:
                 self._directory,
                 self._coordinators.address,
                 token=self.settings.token(),
+                channels=partial(open_channel, self._tls),
                 failpoints=self._failpoints,
                 report=lambda text: self._log.warning("peer", reason=text),
             )
@@ -141,6 +147,8 @@ class CoordinatorApp:
             self._add_metrics()
             await self._tasks.start()
             self._tasks.spawn("health", follow_readiness(self._server, MAP_SERVICES, self.readiness))
+            if self._tls is not None:
+                self._tasks.spawn("tls files", follow_files(self._tls))
             self._tasks.spawn("form", self._form())
         except BaseException:
             await self.stop()
@@ -269,13 +277,14 @@ class CoordinatorApp:
             listen=self.settings.listen,
             token=self.settings.token(),
             metrics=self.metrics,
+            tls=self._tls,
         )
 
     async def _form(self) -> None:
         """Become a member, or say why not."""
         try:
             await formation.join(
-                self._directory, self._coordinators, self.settings.token(), new_cluster_id=lambda: uuid.uuid4().hex
+                self._directory, self._coordinators, self._dial, new_cluster_id=lambda: uuid.uuid4().hex
             )
             machine = self._open_machine(self._directory.path)
             host = self._open_host(machine)

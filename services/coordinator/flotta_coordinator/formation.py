@@ -23,7 +23,7 @@ from flotta_consensus.peer_identity import Answer, to_message
 from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
 from flotta_runtime.errors import StartupError
 from flotta_runtime.logging import get_logger
-from flotta_runtime.server import Channel, channel
+from flotta_runtime.server import Channel, Dial
 
 from flotta_coordinator.group import Coordinators
 
@@ -51,33 +51,33 @@ def check_members(directory: DataDirectory, coordinators: Coordinators) -> None:
 
 
 async def join(
-    directory: DataDirectory, coordinators: Coordinators, token: str, new_cluster_id: Callable[[], str]
+    directory: DataDirectory, coordinators: Coordinators, dial: Dial, new_cluster_id: Callable[[], str]
 ) -> Identity:
     """This member's identity in its cluster, durable. Waits for all others only on the very first start."""
     if directory.identity.cluster_id:
-        await _recall(directory.identity, coordinators, token)
+        await _recall(directory.identity, coordinators, dial)
     else:
-        await _join_first(directory, coordinators, token, new_cluster_id)
+        await _join_first(directory, coordinators, dial, new_cluster_id)
     return directory.adopt(directory.identity.cluster_id, coordinators.node_num)
 
 
 async def _join_first(
-    directory: DataDirectory, coordinators: Coordinators, token: str, new_cluster_id: Callable[[], str]
+    directory: DataDirectory, coordinators: Coordinators, dial: Dial, new_cluster_id: Callable[[], str]
 ) -> None:
-    answers = await _ask_all(directory.identity, coordinators, token)
+    answers = await _ask_all(directory.identity, coordinators, dial)
     cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
     while cluster_id is None:
         await asyncio.sleep(_ASK_AGAIN_MS / 1000)
-        answers = await _ask_all(directory.identity, coordinators, token)
+        answers = await _ask_all(directory.identity, coordinators, dial)
         cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
     for number, answer in answers.items():
         directory.peers.record(number, answer.identity.node_id, answer.identity.store_id)
     directory.adopt(cluster_id, coordinators.node_num)
 
 
-async def _recall(mine: Identity, coordinators: Coordinators, token: str) -> None:
+async def _recall(mine: Identity, coordinators: Coordinators, dial: Dial) -> None:
     """Stop a start with a directory that is none of this cluster's. Silence is no objection."""
-    channels = {number: channel(address, token) for number, address in _others(coordinators).items()}
+    channels = {number: dial(address) for number, address in _others(coordinators).items()}
     try:
         asked = await asyncio.gather(*(_ask(each, mine, _RECALL_TIMEOUT_MS) for each in channels.values()))
     except Refused:
@@ -135,9 +135,9 @@ def agree(
     return new_cluster_id() if coordinators.node_num == 1 else None
 
 
-async def _ask_all(mine: Identity, coordinators: Coordinators, token: str) -> dict[int, Answer]:
+async def _ask_all(mine: Identity, coordinators: Coordinators, dial: Dial) -> dict[int, Answer]:
     """The answers of every other member; asks until it has them all."""
-    channels = {number: channel(address, token) for number, address in _others(coordinators).items()}
+    channels = {number: dial(address) for number, address in _others(coordinators).items()}
     log = get_logger("formation")
     rounds = 0
     try:

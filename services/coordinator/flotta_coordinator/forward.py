@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import grpc.aio
 from flotta_runtime.errors import FlottaError, NotLeader, Timeout
-from flotta_runtime.server import Channel, channel
+from flotta_runtime.server import Channel, Dial
 from flotta_runtime.status import from_rpc_error
 
 FORWARDED = "x-flotta-forwarded"
@@ -30,8 +30,8 @@ R = TypeVar("R")
 class Forwarder:
     """Channels to the other coordinators, made when first needed."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
         self._channels: dict[str, Channel] = {}
 
     async def call(self, address: str, method: str, request: Message, reply: type[R], timeout_ms: int) -> R:
@@ -39,7 +39,7 @@ class Forwarder:
         leader raised them."""
         target = self._channels.get(address)
         if target is None:
-            target = self._channels[address] = channel(address, self._token)
+            target = self._channels[address] = self._dial(address)
         parse: Any = reply
         invoke: Any = target.grpc.unary_unary(
             method, request_serializer=type(request).SerializeToString, response_deserializer=parse.FromString

@@ -84,6 +84,7 @@ class CoordinatorSettings(GrpcSettings):
                 f"liveness_check_ms {self.liveness_check_ms} must be at most half of suspect_after_ms "
                 f"{self.suspect_after_ms}"
             )
+        self.check_tls_both_ways()
         if self.raft_heartbeat_ms * 3 > self.election_timeout_ms:
             raise ValueError(
                 f"raft_heartbeat_ms {self.raft_heartbeat_ms} must be at most a third of election_timeout_ms "

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flotta.endpoints import ENDPOINT_FILE
 from flotta_admin.service import start as start_admin
@@ -29,6 +30,7 @@ from flotta_runtime.errors import StartupError
 from flotta_runtime.logging import get_logger
 from flotta_runtime.run import Service
 from flotta_runtime.server import channel
+from flotta_runtime.settings import TlsSettings
 from flotta_storage.app import start as start_storage
 from flotta_storage.settings import StorageSettings
 from pydantic import SecretStr
@@ -81,6 +83,8 @@ class DevCluster:
         settings = self._settings
         self.coordinator_address = f"{HOST}:{_free_port()}"
         coordinators = (self.coordinator_address,)
+        files = {name: getattr(settings, name) for name in TlsSettings.model_fields if name.startswith("tls_")}
+        shared: dict[str, Any] = {**files, "internal_token": token}
         # The coordinator's directory is locked first: a second process on the same data ends here.
         coordinator = await start_coordinator(
             CoordinatorSettings(
@@ -89,7 +93,8 @@ class DevCluster:
                 listen=self.coordinator_address,
                 http_listen=ANY_PORT,
                 data_dir=directory / COORDINATOR_ID,
-                internal_token=token,
+                transport=settings.transport,
+                **shared,
             )
         )
         self._running.append(coordinator)
@@ -101,7 +106,8 @@ class DevCluster:
                 coordinators=coordinators,
                 data_dir=directory / NODE_ID,
                 zone=ZONE,
-                internal_token=token,
+                transport=settings.transport,
+                **shared,
                 tick_ms=TICK_MS,
                 election_ticks=ELECTION_TICKS,
             )
@@ -113,7 +119,8 @@ class DevCluster:
                 listen=f"{HOST}:{settings.gateway_port}",
                 http_listen=ANY_PORT,
                 coordinators=coordinators,
-                internal_token=token,
+                transport=settings.transport,
+                **shared,
             )
         )
         self._running.append(gateway)
@@ -122,14 +129,14 @@ class DevCluster:
             AdminSettings(
                 listen=f"{HOST}:{settings.admin_port}",
                 coordinators=coordinators,
-                internal_token=token,
                 api_key=api_key,
+                **shared,
             )
         )
         self._running.append(admin)
-        self.admin_url = f"http://{HOST}:{admin.port}"
+        self.admin_url = f"{'https' if settings.tls_cert_file else 'http'}://{HOST}:{admin.port}"
         await self._bootstrap(token)
-        _write_endpoints(directory / ENDPOINT_FILE, self)
+        _write_endpoints(directory / ENDPOINT_FILE, self, settings.tls_ca_file)
 
     async def wait(self) -> None:
         """Return once stopped; raise as soon as a service fails."""
@@ -154,7 +161,7 @@ class DevCluster:
 
     async def _bootstrap(self, token: SecretStr) -> None:
         settings = self._settings
-        link = channel(self.coordinator_address, token.get_secret_value())
+        link = channel(self.coordinator_address, token.get_secret_value(), tls=settings.tls())
         try:
             state = await bootstrap(
                 link, NODE_ID, self.storage_address, ZONE, settings.shards, settings.ready_timeout_ms
@@ -173,13 +180,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _write_endpoints(path: Path, cluster: DevCluster) -> None:
+def _write_endpoints(path: Path, cluster: DevCluster, tls_ca_file: Path | None) -> None:
     content = {
         "pid": str(os.getpid()),
         "gateway": cluster.gateway_address,
         "coordinators": cluster.coordinator_address,
         "admin": cluster.admin_url,
     }
+    if tls_ca_file is not None:
+        content["tls_ca"] = str(tls_ca_file.resolve())
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     fresh.replace(path)

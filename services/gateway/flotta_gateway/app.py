@@ -12,8 +12,9 @@ from flotta_runtime.clock import SYSTEM_CLOCK
 from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.readiness import follow_readiness
-from flotta_runtime.server import MESSAGE_BYTES_MAX, build_server
+from flotta_runtime.server import MESSAGE_BYTES_MAX, build_server, dialer
 from flotta_runtime.tasks import Supervisor
+from flotta_runtime.tls_watch import follow_files
 
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
@@ -38,14 +39,17 @@ class Gateway:
         self.metrics = Metrics("gateway")
         telemetry = Telemetry(self.metrics)
         self._supervisor = Supervisor("gateway")
+        self._tls = settings.tls()
         self.maps = MapCache(
             settings.coordinators,
+            dialer(None, self._tls),
             self._map_changed,
             random.random,
             MapOptions(refresh_ms_min=settings.map_refresh_min_ms, idle_ms=settings.map_idle_ms),
         )
         options = _link_options(settings)
-        self.links = LinkPool(self._supervisor, options, (grpc_sessions(options, token),), random.random)
+        ways = (grpc_sessions(options, token, self._tls),)
+        self.links = LinkPool(self._supervisor, options, ways, random.random)
         self.dispatcher = Dispatcher(
             self.maps,
             self.links,
@@ -67,6 +71,7 @@ class Gateway:
             listen=settings.listen,
             token=token,
             metrics=self.metrics,
+            tls=self._tls,
         )
         self._http: HttpServer | None = None
         self._stopped = False
@@ -85,6 +90,8 @@ class Gateway:
             await self._server.stop(0)
             await self._supervisor.stop()
             raise
+        if self._tls is not None:
+            self._supervisor.spawn("tls files", follow_files(self._tls))
         self._supervisor.spawn("health", follow_readiness(self._server, (SERVICE_NAME,), self._readiness))
         self._supervisor.spawn("map watch", self.maps.watch())
         self._supervisor.spawn("map refresh", self.maps.refresh())

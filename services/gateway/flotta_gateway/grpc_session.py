@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 from flotta_runtime.auth import token_metadata
 from flotta_runtime.status import metadata_value
+from flotta_runtime.tls import Tls, open_channel
 
 from flotta_gateway.storage_link import Carrier, LinkOptions, SessionEnded, SessionFactory
 
@@ -20,18 +21,19 @@ _EXECUTE = "/flotta.storage.v1.Shards/Execute"
 _Stream = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
-def grpc_sessions(options: LinkOptions, token: str) -> SessionFactory:
+def grpc_sessions(options: LinkOptions, token: str, tls: Tls | None = None) -> SessionFactory:
     """Sessions over gRPC."""
-    return lambda address, carrier: GrpcSession(address, carrier, options, token)
+    return lambda address, carrier: GrpcSession(address, carrier, options, token, tls)
 
 
 class GrpcSession:
     """Implements `storage_link.Session`."""
 
-    def __init__(self, address: str, carrier: Carrier, options: LinkOptions, token: str) -> None:
+    def __init__(self, address: str, carrier: Carrier, options: LinkOptions, token: str, tls: Tls | None) -> None:
         self._address = address
         self._carrier = carrier
         self._options = options
+        self._tls = tls
         self._metadata = grpc.aio.Metadata(*token_metadata(token))
         self._wake = asyncio.Event()
         self._wake.set()  # what came before the connection was there
@@ -93,7 +95,7 @@ class GrpcSession:
             await self._channel.close()
 
     async def _connected(self) -> grpc.aio.Channel:
-        self._channel = channel = grpc.aio.insecure_channel(self._address, options=self._channel_options())
+        self._channel = channel = open_channel(self._tls, self._address, self._channel_options())
         state = channel.get_state(try_to_connect=True)
         while state is not grpc.ChannelConnectivity.READY:
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:

@@ -20,7 +20,7 @@ from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb.coordinator_pb2_grpc import CoordinatorStub
 from flotta_runtime.errors import NotLeader
 from flotta_runtime.logging import get_logger
-from flotta_runtime.server import Channel, channel
+from flotta_runtime.server import Channel, Dial
 from flotta_runtime.status import from_rpc_error
 
 from flotta_gateway.core.shard_map import ForeignClusterError, Gap, ShardMap
@@ -56,11 +56,13 @@ class MapCache:
     def __init__(
         self,
         coordinators: Sequence[str],
+        dial: Dial,
         on_change: Callable[[ShardMap], None],
         jitter: Callable[[], float],
         options: MapOptions,
     ) -> None:
         self._coordinators = tuple(coordinators)
+        self._dial = dial
         self._on_change = on_change
         self._jitter = jitter
         self._options = options
@@ -229,7 +231,7 @@ class MapCache:
     def _channel(self, address: str) -> Channel:
         made = self._channels.get(address)
         if made is None:
-            made = self._channels[address] = channel(address)
+            made = self._channels[address] = self._dial(address)
         return made
 
     def _after(self, address: str) -> str:

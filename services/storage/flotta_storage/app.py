@@ -8,6 +8,7 @@ introduces itself beside that. Stopping hands leaderships over first.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from flotta_consensus import failpoints
 from flotta_consensus.grpc_transport import GrpcTransport
@@ -23,8 +24,10 @@ from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.readiness import follow_readiness
-from flotta_runtime.server import GrpcServer, build_server
+from flotta_runtime.server import GrpcServer, build_server, dialer
 from flotta_runtime.tasks import Supervisor
+from flotta_runtime.tls import open_channel
+from flotta_runtime.tls_watch import follow_files
 
 from flotta_storage.backend import Backend, Shared, open_backend
 from flotta_storage.batch_handler import BatchHandler, Deadlines
@@ -35,6 +38,7 @@ from flotta_storage.heartbeat import Refused, say_hello
 from flotta_storage.hints import Hints
 from flotta_storage.kvservice import KvService, ReplicationService
 from flotta_storage.map_model import MapModel
+from flotta_storage.membership import MembershipAsker
 from flotta_storage.outbox import Connections
 from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import ReplicaTable
@@ -70,11 +74,15 @@ class StorageNode:
         self.model = MapModel(self.directory.identity.cluster_id)
         self.replicas = ReplicaTable()
         self.backend: Backend | None = None
-        self._link = CoordinatorLink(settings.coordinators, token)
+        self._tls = settings.tls()
+        dial = dialer(token, self._tls)
+        self._link = CoordinatorLink(settings.coordinators, dial)
+        self._asker = MembershipAsker(dial)
         self._transport = GrpcTransport(
             self.directory,
             self._address_of,
             token=token,
+            channels=partial(open_channel, self._tls),
             failpoints=self._failpoints,
             report=lambda text: self._log.warning("peer", reason=text),
             wall_ms=clock.wall_ms,
@@ -113,6 +121,8 @@ class StorageNode:
     async def start(self) -> None:
         """Bind, be admitted if this directory is new, open what it holds, and serve."""
         await self._supervisor.start()
+        if self._tls is not None:
+            self._supervisor.spawn("tls files", follow_files(self._tls))
         try:
             self.port = await self._server.start(waiting=DATA_SERVICES)
             http = status_server(self.metrics, self._readiness, self._settings.http_address(self.port))
@@ -129,6 +139,7 @@ class StorageNode:
                     self.directory,
                     self._transport,
                     self._link,
+                    self._asker,
                     self.model,
                     self.replicas,
                     self._clock,
@@ -208,6 +219,7 @@ class StorageNode:
         await self._supervisor.stop()  # the tasks first: none of them must meet a closed host
         if self.backend is not None:
             await self.backend.close()
+        await self._asker.close()
         await self._link.close()
         if self.backend is not None:
             await asyncio.to_thread(self.backend.close_engine)
@@ -233,6 +245,7 @@ class StorageNode:
             listen=self._settings.listen,
             token=token,
             metrics=self.metrics,
+            tls=self._tls,
         )
 
     def _shutdown(self) -> None:

@@ -52,6 +52,7 @@ class Shared:
     directory: DataDirectory
     transport: GrpcTransport
     link: CoordinatorLink
+    asker: MembershipAsker
     model: MapModel
     replicas: ReplicaTable
     clock: Clock
@@ -80,7 +81,6 @@ class Backend:
         self._log = get_logger("storage", node=identity.node_id)
         self._throttle = Throttle(shared.clock)
         self.host = host
-        self.asker = MembershipAsker(settings.token())
         self.duties = LeaderDuties(
             host,
             shared.replicas,
@@ -113,7 +113,7 @@ class Backend:
             host,
             shared.model,
             shared.replicas,
-            self.asker.ask,
+            shared.asker.ask,
             shared.failpoints,
         )
         self.health = HealthMonitor(host, shared.replicas, shared.stamps)
@@ -141,7 +141,6 @@ class Backend:
 
     async def close(self) -> None:
         await self.host.close()
-        await self.asker.close()
         self._shared.replicas.clear()
 
     def close_engine(self) -> None:

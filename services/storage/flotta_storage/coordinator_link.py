@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 from flotta_runtime.errors import FlottaError, NotLeader, Unavailable
-from flotta_runtime.server import Channel, channel
+from flotta_runtime.server import Channel, Dial
 from flotta_runtime.status import from_rpc_error
 
 T = TypeVar("T")
@@ -23,16 +23,16 @@ RPC_TIMEOUT_MS = 1_500
 class CoordinatorLink:
     """Channels to the coordinators, made when first used."""
 
-    def __init__(self, coordinators: Sequence[str], token: str) -> None:
+    def __init__(self, coordinators: Sequence[str], dial: Dial) -> None:
         self._coordinators = tuple(coordinators)
-        self._token = token
+        self._dial = dial
         self._channels: dict[str, Channel] = {}
         self.preferred = self._coordinators[0]
 
     def channel(self, address: str) -> Channel:
         made = self._channels.get(address)
         if made is None:
-            made = self._channels[address] = channel(address, self._token)
+            made = self._channels[address] = self._dial(address)
         return made
 
     async def call(

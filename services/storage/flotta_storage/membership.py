@@ -8,7 +8,7 @@ import grpc.aio
 from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.flotta.storage_pb2_grpc import ShardsStub
 from flotta_runtime.logging import get_logger
-from flotta_runtime.server import Channel, channel
+from flotta_runtime.server import Channel, Dial
 
 from flotta_storage.core.replicas import AskMembership, MapView, MembershipAnswer
 
@@ -19,8 +19,8 @@ ASKING_MAX = 8
 class MembershipAsker:
     """One question goes to all candidate nodes in turn until one of them knows."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
         self._channels: dict[str, Channel] = {}
         self._slots = asyncio.Semaphore(ASKING_MAX)
         self._log = get_logger("storage.membership")
@@ -37,7 +37,7 @@ class MembershipAsker:
     async def _ask_node(self, question: AskMembership, address: str) -> pb.MembershipResponse | None:
         link = self._channels.get(address)
         if link is None:
-            link = self._channels[address] = channel(address, self._token)
+            link = self._channels[address] = self._dial(address)
         request = pb.MembershipRequest(group_id=question.group, replica_id=question.replica)
         try:
             return await ShardsStub(link.grpc).MembershipOf(

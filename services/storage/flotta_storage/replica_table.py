@@ -16,23 +16,17 @@ from flotta_storage.core.shard_state import ShardState, decode_state
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One running replica. The shard's record is decoded again only when its bytes changed."""
+    """One running replica."""
 
     shard_id: str
     group: int
     replica: int
     machine: Machine
-    _raw: bytes = b""
-    _state: ShardState | None = None
 
     def state(self) -> ShardState | None:
         """The shard's record as applied here; None while the replica is still empty."""
-        raw = self.machine.view().get(SHARD_KEY)
-        if raw is None:
-            return None
-        if raw != self._raw:
-            self._raw, self._state = raw, decode_state(raw)
-        return self._state
+        raw = self.machine.kept_row(SHARD_KEY)
+        return None if raw is None else decode_state(raw)
 
     def applied_revision(self) -> int:
         return self.machine.revision(self.machine.applied_index())

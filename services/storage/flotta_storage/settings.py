@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from flotta_runtime.settings import (
     Address,
@@ -17,7 +17,7 @@ from flotta_runtime.settings import (
     join_address,
     split_address,
 )
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flotta_storage.core.limits import VALUE_BYTES_MAX_DEFAULT
 
@@ -89,6 +89,11 @@ class StorageSettings(GrpcSettings):
     election_ticks: int = Field(
         default=10, ge=5, le=1_000, description="Ticks without a leader after which a replica stands for election."
     )
+
+    @model_validator(mode="after")
+    def _tls_fits(self) -> Self:
+        self.check_tls_both_ways()
+        return self
 
     def advertised(self, port: int) -> str:
         """Where others reach this node, given the port its server got."""

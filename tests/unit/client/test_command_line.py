@@ -240,7 +240,7 @@ def test_the_bare_install_is_enough_for_everything_but_dev() -> None:
 import sys
 
 class Absent:
-    names = {"flotta_runtime", "pydantic_settings", "structlog", "uvloop", "prometheus_client", "uvicorn", "fastapi",
+    names = {"pydantic_settings", "structlog", "uvloop", "prometheus_client", "uvicorn", "fastapi",
              "grpc_health", "grpc_reflection", "tenacity", "rocksdict", "flotta_native", "httptools"}
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:

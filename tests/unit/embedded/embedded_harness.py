@@ -73,6 +73,7 @@ def rows_of(view: View) -> list[tuple[bytes, bytes]]:
 
 _PUT = struct.Struct(">HI")
 WINDOW_MS = 50
+KEPT = (b"d0", b"depoch")  # rows that machines keep in memory
 
 
 def put_args(key: bytes, value: bytes, request_id: bytes = b"") -> bytes:
@@ -112,6 +113,8 @@ def _put_many(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
 def make_registry() -> Registry:
     registry = Registry()
     registry.vector("put")(_put_many)
+    for key in KEPT:
+        registry.keep_row(key)
 
     @registry.command("add")
     def add(txn: Txn, key: bytes, amount: int = 1) -> int:

@@ -6,8 +6,9 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from embedded_harness import Crashable, make_registry, put, rows_of
+from embedded_harness import KEPT, Crashable, command, conf, make_registry, put, rows_of
 from flotta_consensus.api import Members
+from flotta_embedded.codec import encode_value
 from flotta_embedded.errors import InvariantError
 from flotta_embedded.machine import Machine
 from flotta_embedded.registry import Registry
@@ -39,6 +40,30 @@ def install(machine: Machine, content: bytes, source: Machine) -> None:
     for at in range(0, len(content), 333):
         sink.write(content[at : at + 333])
     sink.commit(source.applied_index(), source.applied_term(), source.members())
+
+
+def test_rows_kept_in_memory_are_those_of_the_state(crashable: Crashable, registry: Registry) -> None:
+    def check(machine: Machine) -> list[bytes | None]:
+        found = [machine.view().get(key) for key in KEPT]
+        assert [machine.kept_row(key) for key in KEPT] == found
+        return found
+
+    machine = Machine.create_empty(crashable.engine, "m", registry)
+    assert check(machine) == [None, None]
+    source = filled()
+    install(machine, stream(source), source)
+    (restored, _) = check(machine)
+    assert restored is not None
+    machine.apply_many([put(52, b"0", b"a"), put(53, b"1", b"b"), conf(54, 1, 2), put(55, b"0", b"c")])
+    (written, epoch) = check(machine)
+    assert written not in (None, restored)
+    assert epoch is not None
+    machine.apply_many([command(56, "wipe", encode_value([b"0", 9]))])
+    assert check(machine)[0] is None
+    machine.flush()()
+    assert check(Machine.open(crashable.crash(), "m", registry)) == [None, epoch]
+    with pytest.raises(KeyError):
+        machine.kept_row(b"d1")
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 1000, 1 << 20])

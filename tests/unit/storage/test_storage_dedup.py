@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def test_rejections_are_outcomes_too() -> None:
     create = once(b"k", b"w", b"r2", if_not_exists=True)
     refused = shard.write(create, at_ms=T0)[0]
     shard.write(Write(b"k", delete=True), at_ms=T0)
-    assert shard.write(create, at_ms=T0)[0] == refused._replace(duplicate=True)
+    assert shard.write(create, at_ms=T0)[0] == replace(refused, duplicate=True)
     assert refused.kind is WriteKind.ALREADY_EXISTS
     assert shard.read(b"k") is Miss.ABSENT
 

@@ -14,13 +14,13 @@ U64 = st.integers(0, 2**64 - 1)
 @given(U64, U64, U64, U64, st.binary(max_size=64))
 def test_a_row_comes_back_as_it_was(version: int, create: int, update: int, expire: int, value: bytes) -> None:
     header = RowHeader(version, create, update, expire)
-    row = encode_row(header, value)
+    row = encode_row(*header, value)
     assert header_of(row) == header
     assert value_of(row) == value == bytes(value_view(row))
 
 
 def test_value_view_does_not_copy() -> None:
-    row = encode_row(RowHeader(1, 2, 3, 4), b"x" * 1000)
+    row = encode_row(1, 2, 3, 4, b"x" * 1000)
     assert value_view(row).obj is row
 
 

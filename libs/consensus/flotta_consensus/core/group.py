@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flotta_consensus.api import (
-    Committed,
     Entry,
     EntryKind,
     Failpoints,
@@ -27,6 +26,7 @@ from flotta_consensus.core.manifest import Manifest
 from flotta_consensus.core.reads import GroupReads
 from flotta_consensus.core.waiters import Waiters
 
+_NORMAL = EntryKind.NORMAL
 HostApply = tuple[int, int, int, int, int, Any]
 
 
@@ -95,11 +95,6 @@ class Applier:
 
     def __init__(self, codes: HostCodes, waiters: Waiters, failpoints: Failpoints, entries_max: int) -> None:
         self._codes = codes
-        self._kinds = {
-            codes.apply_normal: EntryKind.NORMAL,
-            codes.apply_empty: EntryKind.EMPTY,
-            codes.apply_conf: EntryKind.CONF,
-        }
         self._waiters = waiters
         self._failpoints = failpoints
         self._entries_max = entries_max
@@ -112,11 +107,12 @@ class Applier:
         entries: list[Entry] = []
         requests: list[int] = []
         next_index = group.machine.applied_index() + 1
-        snapshot_kind, conf_kind = self._codes.apply_snapshot, self._codes.apply_conf
+        size = 0
+        normal, codes = self._codes.apply_normal, self._codes
         for position, (_, index, term, request_id, kind, payload) in enumerate(items):
             if index < next_index:
                 continue  # delivered again after a restart: the machine had it
-            if kind == snapshot_kind:
+            if kind == codes.apply_snapshot:
                 self._run(group, entries, requests)
                 membership, manifest = payload
                 group.begin_install(index, term, members_of(membership), manifest)
@@ -124,13 +120,16 @@ class Applier:
                 return
             if index != next_index:
                 raise InvariantError(f"group {group.number}: entry {index} delivered, {next_index} expected")
-            if kind == conf_kind:
+            if kind == normal:
+                entries.append(Entry(index, term, _NORMAL, payload))
+                size += len(payload)
+            elif kind == codes.apply_conf:
                 entries.append(Entry(index, term, EntryKind.CONF, b"", members_of(payload)))
             else:
-                entries.append(Entry(index, term, self._kinds[kind], payload))
-                group.bytes_unchecked += len(payload)
+                entries.append(Entry(index, term, EntryKind.EMPTY, b""))
             requests.append(request_id)
             next_index += 1
+        group.bytes_unchecked += size
         self._run(group, entries, requests)
 
     def _run(self, group: Group, entries: list[Entry], requests: list[int]) -> None:
@@ -145,8 +144,5 @@ class Applier:
                     f"group {group.number}: the state machine answered {len(results)} of {len(batch)} entries and is "
                     f"at {group.machine.applied_index()}, not at {batch[-1].index}"
                 )
-            for entry, request_id, result in zip(batch, requests[start:], results, strict=False):
-                if request_id:
-                    answer = entry.members if entry.kind is EntryKind.CONF else result
-                    self._waiters.resolve(request_id, Committed(entry.index, entry.term, answer))
+            self._waiters.committed(requests[start : start + len(batch)], batch, results)
         group.entries_unchecked += len(entries)

@@ -1,36 +1,41 @@
 """Who waits for which request: every waiter is answered exactly once, and their number is bounded.
 
-Request ids are never reused within one host incarnation. Deadlines are kept in coarse buckets of ids rather than in
-a heap: nearly every waiter is answered long before its deadline, and then its id in the bucket costs one failed
-lookup. A waiter is never answered before its deadline by more than nothing, and at most one bucket after it.
+Request ids are never reused within one host incarnation; those of one batch follow each other. Deadlines are kept in
+coarse buckets of ids rather than in a heap: nearly every waiter is answered long before its deadline, and then its id
+in the bucket costs one failed lookup. A waiter is never answered before its deadline by more than nothing, and at most
+one bucket after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from flotta_consensus.api import Outcome, ProposeDone
+from flotta_consensus.api import Committed, Entry, Outcome, ProposeDone
 
 ProposeManyDone = Callable[[list[Outcome]], None]
 
 _BUCKET_MS = 32
+_UNDECIDED: Any = None
 
 
-class BatchWaiter:
+class Batch:
     """Collects the outcomes of proposals made together; calls back once, when the last one is decided."""
 
-    __slots__ = ("_done", "_left", "outcomes")
+    __slots__ = ("_done", "_left", "_outcomes", "first", "group")
 
-    def __init__(self, count: int, done: ProposeManyDone) -> None:
-        self.outcomes: list[Outcome | None] = [None] * count
+    def __init__(self, group: int, first: int, count: int, done: ProposeManyDone) -> None:
+        self.group = group
+        self.first = first
+        self._outcomes: list[Outcome] = [_UNDECIDED] * count
         self._left = count
         self._done = done
 
-    def resolve(self, slot: int, outcome: Outcome) -> None:
-        self.outcomes[slot] = outcome
+    def decide(self, number: int, outcome: Outcome) -> None:
+        self._outcomes[number - self.first] = outcome
         self._left -= 1
-        if self._left == 0:
-            self._done([outcome for outcome in self.outcomes if outcome is not None])
+        if not self._left:
+            self._done(self._outcomes)
 
 
 class Waiters:
@@ -39,8 +44,7 @@ class Waiters:
     def __init__(self, count_max: int) -> None:
         self._count_max = count_max
         self._next_id = 1
-        # id -> (group, callback or batch, slot in the batch; -1 for a callback)
-        self._waiting: dict[int, tuple[int, ProposeDone | BatchWaiter, int]] = {}
+        self._waiting: dict[int, Batch] = {}
         self._buckets: dict[int, list[range]] = {}
         self._swept = -1  # buckets up to here are gone
 
@@ -57,31 +61,34 @@ class Waiters:
         return number
 
     def add(self, group: int, done: ProposeDone, deadline_ms: int) -> int:
-        number = self.new_id()
-        self._waiting[number] = (group, done, -1)
-        self._remember(range(number, number + 1), deadline_ms)
-        return number
+        return self.add_many(group, 1, lambda outcomes: done(outcomes[0]), deadline_ms).start
 
     def add_many(self, group: int, count: int, done: ProposeManyDone, deadline_ms: int) -> range:
-        batch = BatchWaiter(count, done)
         first = self._next_id
         self._next_id += count
         numbers = range(first, first + count)
-        self._waiting.update((number, (group, batch, number - first)) for number in numbers)
+        self._waiting.update(dict.fromkeys(numbers, Batch(group, first, count, done)))
         self._remember(numbers, deadline_ms)
         return numbers
 
     def resolve(self, number: int, outcome: Outcome) -> bool:
         """Answer a waiter. False if nobody waits (any more)."""
-        waiter = self._waiting.pop(number, None)
-        if waiter is None:
+        batch = self._waiting.pop(number, None)
+        if batch is None:
             return False
-        _, done, slot = waiter
-        if isinstance(done, BatchWaiter):
-            done.resolve(slot, outcome)
-        else:
-            done(outcome)
+        batch.decide(number, outcome)
         return True
+
+    def committed(self, numbers: Sequence[int], entries: Sequence[Entry], results: Sequence[Any]) -> None:
+        """Answer those who wait for entries that were applied now; the number of an entry nobody here proposed is 0."""
+        waiting = self._waiting
+        if not waiting:
+            return
+        for number, entry, result in zip(numbers, entries, results, strict=True):
+            batch = waiting.pop(number, None)
+            if batch is not None:
+                answer = result if entry.members is None else entry.members
+                batch.decide(number, Committed(entry.index, entry.term, answer))
 
     def expire(self, now_ms: int, outcome: Outcome) -> int:
         """Answer everybody whose deadline passed; returns how many."""
@@ -96,7 +103,7 @@ class Waiters:
         return answered
 
     def fail_group(self, group: int, outcome: Outcome) -> None:
-        self._fail([number for number, waiter in self._waiting.items() if waiter[0] == group], outcome)
+        self._fail([number for number, batch in self._waiting.items() if batch.group == group], outcome)
 
     def fail_all(self, outcome: Outcome) -> None:
         self._fail(list(self._waiting), outcome)

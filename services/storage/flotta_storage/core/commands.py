@@ -19,7 +19,7 @@ from flotta_embedded.dedup import sweep as sweep_dedup
 from flotta_embedded.registry import Registry
 
 from . import dedup, keys
-from .rows import RowHeader, encode_row, header_of
+from .rows import encode_row, header_of
 from .shard_state import after_conf, birth_state, decode_state, encode_state
 from .writes import WRITE, WRITE_VERSION, Write, WriteKind, WriteResult, decode_write
 
@@ -27,6 +27,7 @@ EXPIRE: Final = "kv.expire"
 EXPIRE_VERSION: Final = 1
 EXPIRE_ROWS_MAX: Final = 4096
 
+_OK = WriteKind.OK
 _EXPIRE_ARGS = struct.Struct(">I")
 _encode_expire = command_encoder(EXPIRE, EXPIRE_VERSION)
 
@@ -45,6 +46,7 @@ def new_registry() -> Registry:
     registry.vector(WRITE, version=WRITE_VERSION)(apply_writes)
     registry.vector(EXPIRE, version=EXPIRE_VERSION)(apply_expire)
     registry.on_members(apply_members)
+    registry.keep_row(keys.SHARD_KEY)
     return registry
 
 
@@ -68,61 +70,59 @@ def apply_writes(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
         return [WriteResult(WriteKind.SHARD_MOVED, 0)] * len(writes)
     state = decode_state(raw_state)
     table = state.table.encode()
-    wanted = [keys.data_key(write.key) for write in writes]
+    wanted = [keys.DATA_PREFIX + write.key for write in writes]
     guarded = [dedup.dedup_row(table, write) for write in writes if write.request_id]
     overlay.multi_get(wanted + guarded)  # all rows of the run at once; the gets below find them in the overlay
     run = dedup.new_run(overlay, len(guarded), commands[-1].now_ms) if guarded else None
     results: list[Any] = []
-    for command, write in zip(commands, writes, strict=True):
+    for command, write, row_key in zip(commands, writes, wanted, strict=True):
         if not state.admits(write.epoch, write.key):
             results.append(WriteResult(WriteKind.SHARD_MOVED, command.revision))
         elif run is not None and write.request_id:
-            results.append(_change_once(overlay, run, table, command, write))
+            results.append(_change_once(overlay, run, table, command, write, row_key))
         else:
-            results.append(_change_row(overlay, command, write))
+            results.append(_change_row(overlay, command, write, row_key))
     return results
 
 
-def _change_once(overlay: Overlay, run: DedupRun, table: bytes, command: Command, write: Write) -> WriteResult:
+def _change_once(
+    overlay: Overlay, run: DedupRun, table: bytes, command: Command, write: Write, row_key: bytes
+) -> WriteResult:
     row = dedup.dedup_row(table, write)
     answered = dedup.earlier(run, row, command, write)
     if answered is not None:
         return answered
-    result = _change_row(overlay, command, write)
+    result = _change_row(overlay, command, write, row_key)
     dedup.record(run, row, command, write, result)
     return result
 
 
-def _change_row(overlay: Overlay, command: Command, write: Write) -> WriteResult:
-    row_key = keys.data_key(write.key)
+def _change_row(overlay: Overlay, command: Command, write: Write, row_key: bytes) -> WriteResult:
+    key, value, delete, _, ttl_ms, if_version, if_not_exists, _, _ = write
+    revision, now_ms = command.revision, command.now_ms
     raw = overlay.get(row_key)
-    stored = None if raw is None else header_of(raw)
-    living = None if stored is None or stored.expired(command.now_ms) else stored
-    refused = _refusal(write, living)
-    if refused is not None:
-        return WriteResult(refused, command.revision, living.version if living else 0)
-    if stored is not None and stored.expire_ms:
-        overlay.delete(keys.expiry_key(stored.expire_ms, write.key))
-    if write.delete:
+    version, create_ms, indexed_ms = 0, now_ms, 0  # a row that does not live has no version
+    if raw is not None:
+        stored = header_of(raw)
+        indexed_ms = stored.expire_ms
+        if not 0 < indexed_ms <= now_ms:
+            version, create_ms = stored.version, stored.create_ms
+    if delete and not version:
+        return WriteResult(WriteKind.NOT_FOUND, revision)
+    if if_not_exists and version:
+        return WriteResult(WriteKind.ALREADY_EXISTS, revision, version)
+    if if_version and if_version != version:
+        return WriteResult(WriteKind.VERSION_MISMATCH, revision, version)
+    if indexed_ms:
+        overlay.delete(keys.expiry_key(indexed_ms, key))
+    if delete:
         overlay.delete(row_key)
-        return WriteResult(WriteKind.OK, command.revision, command.revision)
-    expire_ms = command.now_ms + write.ttl_ms if write.ttl_ms else 0
+        return WriteResult(_OK, revision, revision)
+    expire_ms = now_ms + ttl_ms if ttl_ms else 0
     if expire_ms:
-        overlay.put(keys.expiry_key(expire_ms, write.key), b"")
-    create_ms = living.create_ms if living else command.now_ms
-    header = RowHeader(command.revision, create_ms, command.now_ms, expire_ms)
-    overlay.put(row_key, encode_row(header, write.value))
-    return WriteResult(WriteKind.OK, command.revision, command.revision)
-
-
-def _refusal(write: Write, living: RowHeader | None) -> WriteKind | None:
-    if write.delete and living is None:
-        return WriteKind.NOT_FOUND
-    if write.if_not_exists and living is not None:
-        return WriteKind.ALREADY_EXISTS
-    if write.if_version_equals and (living is None or living.version != write.if_version_equals):
-        return WriteKind.VERSION_MISMATCH
-    return None
+        overlay.put(keys.expiry_key(expire_ms, key), b"")
+    overlay.put(row_key, encode_row(revision, create_ms, now_ms, expire_ms, value))
+    return WriteResult(_OK, revision, revision)
 
 
 def apply_expire(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 FORMAT = 1
 _HEADER = struct.Struct(">BQQQQ")
 HEADER_BYTES = _HEADER.size
+_new = tuple.__new__  # what `RowHeader._make` comes to, at half its price
 
 
 class RowHeader(NamedTuple):
@@ -24,15 +25,15 @@ class RowHeader(NamedTuple):
         return 0 < self.expire_ms <= now_ms
 
 
-def encode_row(header: RowHeader, value: bytes | memoryview) -> bytes:
-    return _HEADER.pack(FORMAT, *header) + value
+def encode_row(version: int, create_ms: int, update_ms: int, expire_ms: int, value: bytes) -> bytes:
+    return _HEADER.pack(FORMAT, version, create_ms, update_ms, expire_ms) + value
 
 
 def header_of(row: bytes) -> RowHeader:
     """ValueError for a row that this version cannot have written."""
     if len(row) < HEADER_BYTES or row[0] != FORMAT:
         raise ValueError(f"a stored row of {len(row)} bytes does not begin with format {FORMAT}")
-    return RowHeader._make(_HEADER.unpack_from(row)[1:])
+    return _new(RowHeader, _HEADER.unpack_from(row)[1:])
 
 
 def value_of(row: bytes) -> bytes:

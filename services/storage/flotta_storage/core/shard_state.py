@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from flotta_consensus.api import Members
 from flotta_runtime.hashing import shard_index as index_of_key
@@ -52,6 +53,7 @@ def encode_state(state: ShardState) -> bytes:
     return header + table + state.shard_id.encode()
 
 
+@lru_cache(maxsize=1024)  # every batch looks at its shard's record, and it hardly ever changes
 def decode_state(row: bytes) -> ShardState:
     if len(row) <= _HEADER.size or row[0] != FORMAT:
         raise ValueError(f"a shard record of {len(row)} bytes does not begin with format {FORMAT}")
