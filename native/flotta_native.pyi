@@ -50,6 +50,7 @@ __all__ = [
     "RpcStats",
     "SimDisk",
     "__version__",
+    "key_hashes",
 ]
 __version__: Final[str]
 
@@ -73,6 +74,9 @@ ROLE_FOLLOWER: Final[int]
 ROLE_CANDIDATE: Final[int]
 ROLE_LEADER: Final[int]
 ROLE_PRE_CANDIDATE: Final[int]
+
+def key_hashes(keys: Sequence[bytes]) -> list[int]:
+    """KvDB's hash of each key: signed 32 bits, as Java's `Arrays.hashCode(byte[])`; 0 for an empty key."""
 
 class LogCorruption(Exception):
     """The log is damaged before its end. The text names file and offset. Never raised for a torn tail."""

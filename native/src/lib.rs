@@ -6,6 +6,7 @@
 //! bounds of the server in `rpc::limits`, the life of a call in `rpc::call`.
 
 pub mod eventfd;
+pub mod hash;
 pub mod io;
 pub mod link;
 pub mod peer;

@@ -4,6 +4,7 @@
 
 mod batch;
 mod disk;
+mod hash;
 mod host;
 mod link;
 mod peer;
@@ -84,6 +85,7 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("LogCorruption", py.get_type::<LogCorruption>())?;
     module.add("HostFailed", py.get_type::<HostFailed>())?;
     module.add("FailpointReached", py.get_type::<FailpointReached>())?;
+    module.add_function(wrap_pyfunction!(hash::key_hashes, module)?)?;
     module.add_class::<values::Membership>()?;
     module.add_class::<values::GroupStatus>()?;
     module.add_class::<values::LogStats>()?;

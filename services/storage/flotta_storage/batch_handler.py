@@ -1,13 +1,13 @@
 """Takes batches of operations and answers them, whatever transport they came by.
 
 `handle` returns at once; answers go to the batch's reply callback, in one or more lists, every operation exactly
-once. Operations are checked, then grouped by shard: writes of a shard are proposed in one call, STRONG reads of a
-loop turn share one barrier and one multi-get (`reading.py`). Nothing of a refused operation reaches a log.
+once. Operations are grouped by shard and checked: writes of a shard are proposed in one call, STRONG reads of a loop
+turn share one barrier and one multi-get (`reading.py`). Nothing of a refused operation reaches a log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -16,18 +16,19 @@ from flotta_consensus.core.waiters import ProposeManyDone
 from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT, Operation, Reply
 
 from flotta_storage import replies
+from flotta_storage.answers import Answers, Observer, ReplyCallback
 from flotta_storage.budget import Budget
 from flotta_storage.core import limits as checks
-from flotta_storage.core.limits import Limits, Refusal
-from flotta_storage.core.writes import Write, encode_payload, encode_write, fingerprint
+from flotta_storage.core.limits import CONSISTENCIES, KEY_BYTES_MAX, READ_MODES, Limits, Refusal
+from flotta_storage.core.shard_state import ShardState
+from flotta_storage.core.writes import write_payload
 from flotta_storage.hints import Hints
 from flotta_storage.replica_table import Replica, ReplicaTable
 from flotta_storage.stamping import StampSource
 
-ReplyCallback = Callable[[list[Reply]], None]
-
 OVERHEAD_BYTES: Final = 256  # what an operation takes beside its key and value, roughly
 _DEADLINE_BUCKET_MS: Final = 128  # operations whose deadlines are this close wait together
+_NO_CONDITIONS: Final = (0, 0, False, "")
 
 NOT_SERVING: Final = "the storage node is starting or stopping"
 
@@ -48,10 +49,14 @@ class Groups(Protocol):
     def now_ms(self) -> int: ...
 
 
+Admitted = tuple[Operation, int]
+"""An operation, and what it took of the budget."""
+
+
 class Reads(Protocol):
     """Where checked reads go."""
 
-    def add(self, replica: Replica, operations: Sequence[Operation], reply: ReplyCallback) -> None: ...
+    def add(self, replica: Replica, reads: Sequence[Admitted], answers: Answers) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +70,6 @@ class Deadlines:
     def bucket(self, operation: Operation) -> int:
         """A timeout for all operations that end about when this one does: not before it, and hardly after."""
         return (self.of(operation) // _DEADLINE_BUCKET_MS + 1) * _DEADLINE_BUCKET_MS
-
-
-def size_of(operation: Operation) -> int:
-    return len(operation.key) + len(operation.value) + OVERHEAD_BYTES
 
 
 def check_operation(operation: Operation, limits: Limits) -> Refusal | None:
@@ -90,12 +91,15 @@ def check_operation(operation: Operation, limits: Limits) -> Refusal | None:
     )
 
 
-class Observer(Protocol):
-    """Counts, once per batch."""
+class _Writes:
+    """Admitted writes of one shard that are proposed together: those whose deadlines are close."""
 
-    def batch(self, operations: int) -> None: ...
+    __slots__ = ("operations", "payloads", "size")
 
-    def answered(self, replies: Sequence[Reply]) -> None: ...
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.payloads: list[bytes] = []
+        self.size = 0
 
 
 class BatchHandler:
@@ -129,102 +133,91 @@ class BatchHandler:
 
     def handle(self, operations: Sequence[Operation], reply: ReplyCallback) -> None:
         self._observer.batch(len(operations))
+        answers = Answers(self._budget, self._observer, reply)
         target = self._target
         if target is None:
-            self._reply([replies.unavailable(operation, NOT_SERVING) for operation in operations], reply)
+            answers.refuse([replies.unavailable(operation, NOT_SERVING) for operation in operations])
             return
+        groups, to_read = target
         by_shard: dict[str, list[Operation]] = {}
         for operation in operations:
             by_shard.setdefault(operation.shard_id, []).append(operation)
-        answers: list[Reply] = []
+        refused: list[Reply] = []
         for shard_id, ours in by_shard.items():
-            self._route(target, self._replicas.of_shard(shard_id), ours, reply, answers)
-        if answers:
-            self._reply(answers, reply)
+            replica = self._replicas.of_shard(shard_id)
+            state = replica.state() if replica is not None else None
+            if replica is None or state is None:
+                refused += [self._refusal(operation, None) for operation in ours]
+                continue
+            reads, writes = self._sort(ours, state, groups.role(replica.group), refused)
+            if reads:
+                to_read.add(replica, reads, answers)
+            for timeout_ms, batch in writes.items():
+                groups.propose_many_with(replica.group, batch.payloads, self._proposed(batch, answers), timeout_ms)
+        if refused:
+            answers.refuse(refused)
 
-    def _reply(self, found: list[Reply], reply: ReplyCallback) -> None:
-        self._observer.answered(found)
-        reply(found)
-
-    def _route(
-        self,
-        target: tuple[Groups, Reads],
-        replica: Replica | None,
-        operations: list[Operation],
-        reply: ReplyCallback,
-        answers: list[Reply],
-    ) -> None:
-        groups, to_read = target
-        state = replica.state() if replica is not None else None
-        reads: list[Operation] = []
-        writes: list[Operation] = []
-        for operation in operations:
-            refusal = check_operation(operation, self._limits)
-            if refusal is not None:
-                answers.append(replies.refused(operation, refusal))
-            elif state is None or not state.admits(operation.epoch, operation.key):
-                answers.append(replies.moved(operation, self._hints))
-            elif not state.owns(operation.key):
-                refusal = Refusal("shard_id", "shard_id does not match key's resolved shard")
-                answers.append(replies.refused(operation, refusal))
-            elif not self._budget.take(size_of(operation)):
-                answers.append(replies.rate_limited(operation))
+    def _sort(
+        self, operations: Sequence[Operation], state: ShardState, role: RoleChange | None, refused: list[Reply]
+    ) -> tuple[list[Admitted], dict[int, _Writes]]:
+        """Check the operations of one shard, and admit them: the reads, and the writes by the time they may take."""
+        reads: list[Admitted] = []
+        writes: dict[int, _Writes] = {}
+        stamp_ms: int | None = None
+        leads = role is not None and role.is_leader
+        keys = [operation.key for operation in operations]
+        for operation, key, owned in zip(operations, keys, state.own(keys), strict=True):
+            kind, value, epoch = operation.kind, operation.value, operation.epoch
+            conditions = _NO_CONDITIONS
+            if kind == GET:
+                plain = operation.consistency in CONSISTENCIES and operation.read_mode in READ_MODES
             else:
-                (reads if operation.kind == GET else writes).append(operation)
-        if replica is not None and reads:
-            to_read.add(replica, reads, self._returning(reads, reply))
-        if replica is not None and writes:
-            self._propose(groups, replica, writes, self._returning(writes, reply))
+                conditions = (
+                    operation.ttl_ms,
+                    operation.if_version_equals,
+                    operation.if_not_exists,
+                    operation.request_id,
+                )
+                plain = kind == PUT and len(value) <= self._limits.value_bytes_max and conditions == _NO_CONDITIONS
+            plain = plain and 0 < len(key) <= KEY_BYTES_MAX
+            size = len(key) + len(value) + OVERHEAD_BYTES
+            fits = plain or check_operation(operation, self._limits) is None
+            if not fits or not owned or (epoch and epoch != state.epoch):
+                refused.append(self._refusal(operation, state))
+            elif kind != GET and not leads:
+                refused.append(replies.not_leader(operation, self._hints, role.leader if role is not None else 0))
+            elif not self._budget.take(size):
+                refused.append(replies.rate_limited(operation))
+            elif kind == GET:
+                reads.append((operation, size))
+            else:
+                if stamp_ms is None:
+                    stamp_ms = self._stamp_ms()
+                batch = writes.get(timeout_ms := self._deadlines.bucket(operation))
+                if batch is None:
+                    batch = writes[timeout_ms] = _Writes()
+                batch.operations.append(operation)
+                batch.payloads.append(write_payload(stamp_ms, key, value, kind == DELETE, epoch, *conditions))
+                batch.size += size
+        return reads, writes
 
-    def _returning(self, operations: list[Operation], reply: ReplyCallback) -> ReplyCallback:
-        """The callback that also gives back what these operations took of the budget."""
-        sizes: dict[int, int] = {}
-        for operation in operations:  # a sender that uses a call number twice must not bend the sums
-            sizes[operation.call] = sizes.get(operation.call, 0) + size_of(operation)
+    def _refusal(self, operation: Operation, state: ShardState | None) -> Reply:
+        """What to tell an operation that this replica cannot take; without a `state` there is no replica."""
+        refusal = check_operation(operation, self._limits)
+        if refusal is not None:
+            return replies.refused(operation, refusal)
+        if state is None or not state.admits(operation.epoch, operation.key):
+            return replies.moved(operation, self._hints)
+        return replies.refused(operation, Refusal("shard_id", "shard_id does not match key's resolved shard"))
 
-        def answered(found: list[Reply]) -> None:
-            self._budget.give_back(len(found), sum(sizes.pop(one.call, 0) for one in found))
-            self._reply(found, reply)
-
-        return answered
-
-    def _propose(self, groups: Groups, replica: Replica, writes: list[Operation], reply: ReplyCallback) -> None:
-        role = groups.role(replica.group)
-        if role is None or not role.is_leader:
-            leader = role.leader if role is not None else 0
-            reply([replies.not_leader(operation, self._hints, leader) for operation in writes])
-            return
-        stamp_ms = self._stamp_ms()
-        buckets: dict[int, list[Operation]] = {}
-        for operation in writes:
-            buckets.setdefault(self._deadlines.bucket(operation), []).append(operation)
-        for timeout_ms, ours in buckets.items():
-            payloads = [encode_payload(stamp_ms, encode_write(_write_of(operation))) for operation in ours]
-            groups.propose_many_with(replica.group, payloads, self._proposed(ours, reply), timeout_ms)
-
-    def _proposed(self, operations: list[Operation], reply: ReplyCallback) -> ProposeManyDone:
+    def _proposed(self, batch: _Writes, answers: Answers) -> ProposeManyDone:
         def done(outcomes: list[Outcome]) -> None:
-            reply(
-                [
-                    replies.written(operation, outcome.result, self._hints)
-                    if isinstance(outcome, Committed)
-                    else replies.without_result(operation, outcome, self._hints)
-                    for operation, outcome in zip(operations, outcomes, strict=True)
-                ]
-            )
+            found = [
+                replies.written(operation, outcome.result, self._hints)
+                if isinstance(outcome, Committed)
+                else replies.without_result(operation, outcome, self._hints)
+                for operation, outcome in zip(batch.operations, outcomes, strict=True)
+            ]
+            answers.give(found, batch.size)
 
         return done
-
-
-def _write_of(operation: Operation) -> Write:
-    write = Write(
-        operation.key,
-        operation.value,
-        operation.kind == DELETE,
-        operation.epoch,
-        operation.ttl_ms,
-        operation.if_version_equals,
-        operation.if_not_exists,
-        operation.request_id.encode(),
-    )
-    return write._replace(fingerprint=fingerprint(write)) if write.request_id else write

@@ -9,26 +9,37 @@ A node that stamps nothing, its clock being out of bounds, has group time alone 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from flotta_consensus.api import Committed, Outcome, ReadOutcome, ReadReady
+from flotta_consensus.api import Committed, Outcome, ReadOutcome, ReadReady, Rejected, Unknown
 from flotta_proto.flotta.storage_pb2 import Operation, Reply
 
 from flotta_storage import replies
-from flotta_storage.batch_handler import Deadlines, Groups, ReplyCallback
+from flotta_storage.answers import Answers
+from flotta_storage.batch_handler import Admitted, Deadlines, Groups
 from flotta_storage.budget import Budget
 from flotta_storage.core.commands import expire_payload
-from flotta_storage.core.guarantees import Demand, Guarantee, demand
+from flotta_storage.core.guarantees import STRONG, Demand, Guarantee, demand
 from flotta_storage.core.reads import Miss, read_many
 from flotta_storage.hints import Hints
 from flotta_storage.replica_table import Replica
 from flotta_storage.stamping import StampSource
 
-Call = tuple[Operation, ReplyCallback]
 Later = Callable[[Callable[[], None]], object]
 """Runs a function at the end of this loop turn (`loop.call_soon`)."""
 
 SLICE_READS: Final = 32
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """One admitted read: what it asks for, where its answer goes, and what it took of the budget."""
+
+    operation: Operation
+    demand: Demand
+    answers: Answers
+    size: int
 
 
 def demand_of(operation: Operation) -> Demand:
@@ -47,19 +58,20 @@ class ReadBatcher:
         self._budget = budget
         self._deadlines = deadlines
         self._later = later
-        self._waiting: dict[int, tuple[Replica, list[Call]]] = {}
+        self._waiting: dict[int, tuple[Replica, list[_Read]]] = {}
         self.barriers = 0
 
-    def add(self, replica: Replica, operations: Sequence[Operation], reply: ReplyCallback) -> None:
+    def add(self, replica: Replica, reads: Sequence[Admitted], answers: Answers) -> None:
         """Answer from the state as it is where that keeps the promise asked for; the others need a barrier."""
-        local: list[Call] = []
-        barred: list[Call] = []
+        local: list[_Read] = []
+        barred: list[_Read] = []
         applied = replica.applied_revision()
         fresh_ms = self._groups.fresh_ms(replica.group)
         now_ms = self._groups.now_ms()
-        for operation in operations:
+        for operation, size in reads:
             wanted = demand_of(operation)
-            (local if wanted.met_locally(applied, fresh_ms, now_ms) else barred).append((operation, reply))
+            met = wanted is not STRONG and wanted.met_locally(applied, fresh_ms, now_ms)
+            (local if met else barred).append(_Read(operation, wanted, answers, size))
         if barred:
             if not self._waiting:
                 self._later(self._flush)
@@ -69,84 +81,91 @@ class ReadBatcher:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        for replica, calls in waiting.values():
-            buckets: dict[int, list[Call]] = {}
-            for call in calls:
-                buckets.setdefault(self._deadlines.bucket(call[0]), []).append(call)
+        for replica, reads in waiting.values():
+            buckets: dict[int, list[_Read]] = {}
+            for read in reads:
+                buckets.setdefault(self._deadlines.bucket(read.operation), []).append(read)
             for timeout_ms, ours in buckets.items():
                 self.barriers += 1
                 self._groups.read_barrier_with(replica.group, self._barred(replica, ours), timeout_ms)
 
-    def _barred(self, replica: Replica, calls: list[Call]) -> Callable[[ReadOutcome], None]:
+    def _barred(self, replica: Replica, reads: list[_Read]) -> Callable[[ReadOutcome], None]:
         def done(outcome: ReadOutcome) -> None:
-            if isinstance(outcome, ReadReady):
-                strong = [call for call in calls if demand_of(call[0]).guarantee is Guarantee.LINEARIZABLE]
-                self._read(replica, strong, self._stamp_ms() or None)
-                if len(strong) < len(calls):
-                    others = [call for call in calls if demand_of(call[0]).guarantee is not Guarantee.LINEARIZABLE]
-                    self._read(replica, others, None)
-            else:
-                _answer([(reply, replies.without_result(read, outcome, self._hints)) for read, reply in calls])
+            if not isinstance(outcome, ReadReady):
+                self._give_up(reads, outcome)
+                return
+            strong = [read for read in reads if read.demand.guarantee is Guarantee.LINEARIZABLE]
+            self._read(replica, strong, self._stamp_ms() or None)
+            if len(strong) < len(reads):
+                others = [read for read in reads if read.demand.guarantee is not Guarantee.LINEARIZABLE]
+                self._read(replica, others, None)
 
         return done
 
-    def _read(self, replica: Replica, calls: list[Call], wall_ms: int | None) -> None:
+    def _read(self, replica: Replica, reads: list[_Read], wall_ms: int | None) -> None:
         """With `wall_ms`, rows that this clock calls expired are expired first. In slices, so that many large values
         never lie in memory together unasked."""
-        overdue: list[Call] = []
-        for start in range(0, len(calls), SLICE_READS):
-            some = calls[start : start + SLICE_READS]
+        overdue: list[_Read] = []
+        for start in range(0, len(reads), SLICE_READS):
+            some = reads[start : start + SLICE_READS]
             if self._budget.full:
-                _answer([(reply, replies.rate_limited(read)) for read, reply in some])
+                _answer([(read, replies.rate_limited(read.operation)) for read in some])
             else:
                 overdue += self._read_slice(replica, some, wall_ms)
         if overdue:
             self._expire(replica, overdue, wall_ms or 0)
 
-    def _read_slice(self, replica: Replica, calls: list[Call], wall_ms: int | None) -> list[Call]:
+    def _read_slice(self, replica: Replica, reads: list[_Read], wall_ms: int | None) -> list[_Read]:
         """Answer what can be answered; returns the reads of overdue rows."""
         machine = replica.machine
-        wanted = [(read.key, read.epoch) for read, _ in calls]
+        wanted = [(read.operation.key, read.operation.epoch) for read in reads]
         _, rows = read_many(machine.view(), wanted, machine.group_time_ms(), wall_ms)
         revision = replica.applied_revision()
-        overdue: list[Call] = []
-        answers: list[tuple[ReplyCallback, Reply]] = []
-        for (read, reply), row in zip(calls, rows, strict=True):
-            asked = demand_of(read).guarantee
-            if row is Miss.OVERDUE:
-                overdue.append((read, reply))
-            elif isinstance(row, bytes):
-                answers.append((reply, replies.found(read, row, revision, asked)))
+        overdue: list[_Read] = []
+        answered: list[tuple[_Read, Reply]] = []
+        for read, row in zip(reads, rows, strict=True):
+            asked = read.demand.guarantee
+            if isinstance(row, bytes):
+                answered.append((read, replies.found(read.operation, row, revision, asked)))
+            elif row is Miss.OVERDUE:
+                overdue.append(read)
             elif row is Miss.MOVED:
-                answers.append((reply, replies.moved(read, self._hints)))
+                answered.append((read, replies.moved(read.operation, self._hints)))
             else:
-                answers.append((reply, replies.absent(read, revision, asked)))
-        _answer(answers)
+                answered.append((read, replies.absent(read.operation, revision, asked)))
+        _answer(answered)
         return overdue
 
-    def _expire(self, replica: Replica, calls: list[Call], wall_ms: int) -> None:
+    def _expire(self, replica: Replica, reads: list[_Read], wall_ms: int) -> None:
         """Only the leader may move group time, by a committed entry; then the rows are gone for everybody."""
         role = self._groups.role(replica.group)
         if role is None or not role.is_leader:
             leader = role.leader if role is not None else 0
-            _answer([(reply, replies.not_leader(read, self._hints, leader)) for read, reply in calls])
+            _answer([(read, replies.not_leader(read.operation, self._hints, leader)) for read in reads])
             return
 
         def done(outcomes: list[Outcome]) -> None:
             (outcome,) = outcomes
             if isinstance(outcome, Committed):
-                self._read(replica, calls, None)
+                self._read(replica, reads, None)
             else:
-                _answer([(reply, replies.without_result(read, outcome, self._hints)) for read, reply in calls])
+                self._give_up(reads, outcome)
 
-        timeout_ms = max(self._deadlines.of(read) for read, _ in calls)
-        self._groups.propose_many_with(replica.group, [expire_payload(wall_ms, len(calls))], done, timeout_ms)
+        timeout_ms = max(self._deadlines.of(read.operation) for read in reads)
+        self._groups.propose_many_with(replica.group, [expire_payload(wall_ms, len(reads))], done, timeout_ms)
+
+    def _give_up(self, reads: list[_Read], outcome: Rejected | Unknown) -> None:
+        _answer([(read, replies.without_result(read.operation, outcome, self._hints)) for read in reads])
 
 
-def _answer(answers: list[tuple[ReplyCallback, Reply]]) -> None:
-    """One list per callback."""
-    by_callback: dict[ReplyCallback, list[Reply]] = {}
-    for callback, reply in answers:
-        by_callback.setdefault(callback, []).append(reply)
-    for callback, found in by_callback.items():
-        callback(found)
+def _answer(answered: Sequence[tuple[_Read, Reply]]) -> None:
+    """One list for each batch that the reads came with."""
+    by_batch: dict[Answers, tuple[list[Reply], list[int]]] = {}
+    for read, reply in answered:
+        found = by_batch.get(read.answers)
+        if found is None:
+            found = by_batch[read.answers] = ([], [])
+        found[0].append(reply)
+        found[1].append(read.size)
+    for answers, (replies_found, sizes) in by_batch.items():
+        answers.give(replies_found, sum(sizes))

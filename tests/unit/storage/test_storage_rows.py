@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from flotta_embedded.codec import decode_command
 from flotta_storage.core import limits
 from flotta_storage.core.rows import RowHeader, encode_row, header_of, value_of, value_view
 from flotta_storage.core.shard_state import birth_state, decode_state, encode_state
-from flotta_storage.core.writes import Write, decode_write, encode_write, fingerprint
+from flotta_storage.core.writes import Write, decode_write, encode_payload, encode_write, fingerprint, write_payload
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,33 @@ def test_write_arguments_come_back(write: Write) -> None:
     if write.request_id:
         write = write._replace(fingerprint=fingerprint(write))
     assert decode_write(encode_write(write)) == write
+
+
+@given(
+    st.integers(min_value=0, max_value=2**63),
+    st.binary(max_size=40),
+    st.binary(max_size=40),
+    st.booleans(),
+    U64,
+    U64,
+    U64,
+    st.booleans(),
+    st.text(max_size=10),
+)
+def test_an_entry_made_in_one_go_is_the_same(
+    stamp_ms: int, key: bytes, value: bytes, delete: bool, epoch: int, ttl_ms: int, version: int, fresh: bool, name: str
+) -> None:
+    write = Write(key, value, delete, epoch, ttl_ms, version, fresh, name.encode())
+    write = write._replace(fingerprint=fingerprint(write) if name else b"")
+    payload = write_payload(stamp_ms, key, value, delete, epoch, ttl_ms, version, fresh, name)
+    assert payload == encode_payload(stamp_ms, encode_write(write))
+    assert decode_command(payload).stamp_ms == stamp_ms
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20)), st.integers(1, 64), st.integers(0, 63))
+def test_many_keys_are_owned_as_each_alone(keys: list[bytes], count: int, index: int) -> None:
+    state = birth_state("shard-0", "default", index % count, count)
+    assert state.own(keys) == [state.owns(key) for key in keys]
 
 
 def test_write_arguments_need_a_fingerprint_exactly_with_a_request_id() -> None:

@@ -9,8 +9,8 @@ from flotta_proto.kvdb.gateway_pb2 import Consistency, ReadMode
 KEY_BYTES_MAX = 1024
 VALUE_BYTES_MAX_DEFAULT = 16 << 20
 REQUEST_ID_BYTES_MAX = 256
-_CONSISTENCIES = frozenset(Consistency.values())
-_READ_MODES = frozenset(ReadMode.values())
+CONSISTENCIES = frozenset(Consistency.values())
+READ_MODES = frozenset(ReadMode.values())
 TTL_MS_MAX = 1 << 42  # 139 years: far, and no sum of group time and TTL overflows
 
 
@@ -48,9 +48,9 @@ def check_shard_id(shard_id: str) -> Refusal | None:
 
 
 def check_read(consistency: int, read_mode: int) -> Refusal | None:
-    if consistency not in _CONSISTENCIES:
+    if consistency not in CONSISTENCIES:
         return Refusal("consistency", f"consistency has the unknown value {consistency}")
-    if read_mode not in _READ_MODES:
+    if read_mode not in READ_MODES:
         return Refusal("read_mode", f"read_mode has the unknown value {read_mode}")
     return None
 

@@ -8,10 +8,12 @@ applied configuration; a key is owned iff its hash is in the residue class (`sha
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from flotta_consensus.api import Members
+from flotta_runtime.hashing import key_hashes
 from flotta_runtime.hashing import shard_index as index_of_key
 
 FORMAT = 1
@@ -30,6 +32,11 @@ class ShardState:
 
     def owns(self, key: bytes) -> bool:
         return index_of_key(key, self.shard_count) == self.shard_index
+
+    def own(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which of the keys it owns, for many at once."""
+        index, count = self.shard_index, self.shard_count
+        return [key_hash % count == index for key_hash in key_hashes(keys)]
 
     def admits(self, epoch: int, key: bytes) -> bool:
         """May an operation routed under `epoch` (0: its sender knows none) touch `key` here?"""
