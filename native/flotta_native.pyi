@@ -131,6 +131,7 @@ class LogStats:
     rotations: int
     removed: int
     rewritten_entries: int
+    wakes: int  # times the eventfd of the host was written
 
 @final
 class Batch:
@@ -312,6 +313,9 @@ class LinkStats:
     bytes_in: int
     bytes_out: int
     not_taken: int  # frames that `send_many` gave back
+    raft_frames_in: int
+    raft_frames_out: int
+    raft_frames_lost: int  # pushed out of a full queue by newer ones, or given to a link on its way down
     turned_away: int  # connections: too many, or no proper HELLO in time
     wakes: int  # times the eventfd was written
 
@@ -356,6 +360,22 @@ class LinkHub:
     def close(self, link: int, reason: str) -> None:
         """Take no more frames, write those that were taken, and tell the peer why; LINK_DOWN when that is done, or
         not possible within `keepalive_timeout_ms`. Frames that were read before still come."""
+    def attach_raft(self, host: RaftHost) -> None:
+        """From now on this host's frames to a node with a bound link go straight to it, and wake nobody here. They
+        still come out of `RaftHost.poll` for other nodes. RuntimeError in manual mode, or beside another host."""
+    def detach_raft(self) -> None:
+        """All frames come out of `RaftHost.poll` again, and links that carried some end. A host that ends or fails
+        does the same."""
+    def bind_raft(self, link: int, node_num: int) -> None:
+        """An outgoing link that is up carries the host's frames to a node, those not yet polled first; a link that
+        did so before is closed. It keeps the newest `unsent_bytes_max`. What is lost, and the end of the link, is
+        reported to the host as unreachable. A link that is gone is ignored: LINK_DOWN tells. RuntimeError without
+        a host."""
+    def accept_raft(self, link: int, greeting: bytes, node_num: int) -> None:
+        """`accept`, and step Raft frames of that link into the host; they must come from replicas of that node.
+        RuntimeError without a host."""
+    def peer_clocks(self) -> list[tuple[int, int, int]]:
+        """(node_num, its wall clock in ms when it sent its newest frame, monotonic ms when that arrived)."""
     def stats(self) -> LinkStats: ...
 
 @final
@@ -382,8 +402,12 @@ class RaftHost:
         inbox_bytes_max: int = 256 << 20,
         outbox_bytes_max: int = 256 << 20,
         snapshot_timeout_ticks: int = 600,
+        apply_delay_ms: int = 0,
     ) -> RaftHost:
         """Open the log and recover every group in it.
+
+        `apply_delay_ms`: entries that a follower applies may wait this long for more before the eventfd is written.
+        Nothing else waits, and neither do entries that an answered read of this host waits for.
 
         `applied` is each group's durable applied index in the state machine: the recovered commit index is at
         least that. Raises LogCorruption, OSError, or ValueError naming the bad option.

@@ -19,7 +19,7 @@ fn trap_1_and_2_a_panic_ends_the_host_with_its_reason_and_nobody_hangs() {
     let broken = runner.ask(|_| -> Result<(), _> { panic!("the core said no") }).unwrap_err();
     assert!(broken.to_string().contains("the core said no"), "{broken}");
     for _ in 0..2 {
-        assert!(runner.poll().err().unwrap().to_string().contains("the core said no"));
+        assert!(runner.mailbox().poll().err().unwrap().to_string().contains("the core said no"));
         assert!(runner.ask(|host| Ok(host.group_ids())).is_err());
     }
     assert!(runner.stop(Duration::from_secs(5)));

@@ -4,7 +4,7 @@
 //! waiting, at once. A peer that says nothing is asked, and given up if it says nothing still; so is one that takes
 //! nothing. While the application lags behind nothing is read, and silence means nothing.
 
-use super::endpoint::{Link, Phase};
+use super::endpoint::{Link, Phase, Role};
 use super::hub::{Counters, Event, Hub, What};
 use super::wire::{self, Frame, Kind};
 use bytes::{Buf, Bytes, BytesMut};
@@ -61,6 +61,10 @@ pub struct Connection<IO> {
     deadline: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     events: Vec<Event>,
+    role: Role,
+    /// Of this turn, with the clock of the last.
+    steps: Vec<Bytes>,
+    sender_wall_ms: u64,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
@@ -87,6 +91,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
             deadline: Some(deadline),
             timer: Box::pin(sleep_until(deadline)),
             events: Vec::new(),
+            role: Role::Plain,
+            steps: Vec::new(),
+            sender_wall_ms: 0,
         };
         let ended = std::future::poll_fn(|cx| connection.turn(cx)).await;
         connection.finish(ended);
@@ -105,7 +112,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        let ended = self.work(cx);
+        let worked = self.work(cx);
+        let ended = self.step().and(worked);
         self.hub.publish(&mut self.events);
         match ended {
             Err(ended) => Poll::Ready(ended),
@@ -136,10 +144,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         }
     }
 
+    /// Everything for the host that came in this turn.
+    fn step(&mut self) -> Result<(), Ended> {
+        match self.role {
+            Role::RaftFrom(node_num) if !self.steps.is_empty() => {
+                Counters::add(&self.hub.counters.raft_frames_in, self.steps.len() as u64);
+                let steps = std::mem::take(&mut self.steps);
+                self.hub.raft.step(node_num, self.sender_wall_ms, steps)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// See what others want of this link.
     fn look(&mut self, cx: &Context<'_>) -> Result<(), Ended> {
         let mut state = self.link.lock();
         state.watch(cx);
+        self.role = state.role;
         if state.abort {
             return Err(state.reason.clone());
         }
@@ -320,6 +341,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
                 Counters::add(&self.hub.counters.frames_in, 1);
                 self.tell(What::Frame(body));
             }
+            (Stage::Up, Frame::Raft { sender_wall_ms, frame }) if matches!(self.role, Role::RaftFrom(_)) => {
+                self.sender_wall_ms = sender_wall_ms;
+                // Entries live long: they must not keep everything in memory that was read with them.
+                self.steps.push(Bytes::copy_from_slice(&frame));
+            }
             (Stage::Greeting | Stage::Up, Frame::Ping) => {
                 let mut state = self.link.lock();
                 if state.queue.control_bytes() < CONTROL_BYTES_MAX {
@@ -400,8 +426,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
 
 /// Nothing may be told of a link after this.
 pub fn end(hub: &Hub, link: &Arc<Link>, reason: Ended) {
-    link.lock().finish();
+    let role = link.lock().finish();
     hub.remove(link);
+    hub.raft.forget(link, role);
     hub.publish(&mut vec![Event { link: link.clone(), what: What::Down(reason) }]);
 }
 

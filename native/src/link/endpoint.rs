@@ -6,6 +6,7 @@
 use super::queue::Queue;
 use super::wire::Kind;
 use crate::peer::Peer;
+use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
@@ -25,8 +26,29 @@ pub enum Phase {
     Down,
 }
 
+/// What a link is for, beside data frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Plain,
+    /// Ours, that carries the host's frames to a node.
+    RaftTo(u32),
+    /// A peer's, whose Raft frames come from this node and go to the host.
+    RaftFrom(u32),
+}
+
+impl Role {
+    fn begins_in(self) -> Phase {
+        match self {
+            Role::Plain => Phase::New,
+            Role::RaftTo(_) => Phase::Up,
+            Role::RaftFrom(_) => Phase::Asked,
+        }
+    }
+}
+
 pub struct State {
     pub phase: Phase,
+    pub role: Role,
     pub queue: Queue,
     /// Why it was closed from here.
     pub reason: String,
@@ -53,6 +75,7 @@ impl Link {
     pub fn new(number: u64, peer: Peer) -> Link {
         let state = State {
             phase: Phase::New,
+            role: Role::Plain,
             queue: Queue::default(),
             reason: String::new(),
             bye_due: false,
@@ -90,6 +113,25 @@ impl Link {
         let taken = state.queue.put_data(body, unsent_bytes_max);
         state.full |= !taken;
         taken
+    }
+
+    /// False: it has another one, or it is not the time for it.
+    pub fn take_role(&self, role: Role) -> bool {
+        let mut state = self.lock();
+        if state.phase != role.begins_in() || (state.role != Role::Plain && state.role != role) {
+            return false;
+        }
+        state.role = role;
+        true
+    }
+
+    /// Returns how many frames were lost: these, if it is not up any more, or older ones, pushed out.
+    pub fn send_raft(&self, frames: Vec<Bytes>, unsent_bytes_max: usize) -> u64 {
+        let mut state = self.lock();
+        if state.phase != Phase::Up {
+            return frames.len() as u64;
+        }
+        frames.into_iter().map(|frame| state.queue.put_raft(frame, unsent_bytes_max)).sum()
     }
 
     /// Answer a HELLO. False: there is none to answer any more.
@@ -168,11 +210,12 @@ impl State {
         }
     }
 
-    /// The task is over: nothing waits any more.
-    pub fn finish(&mut self) {
+    /// The task is over: nothing waits any more. Returns what the link was for.
+    pub fn finish(&mut self) -> Role {
         self.phase = Phase::Down;
         self.queue = Queue::default();
         self.waker = None;
+        self.role
     }
 }
 

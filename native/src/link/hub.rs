@@ -6,6 +6,7 @@
 
 use super::endpoint::Link;
 use super::options::Options;
+use super::raft::RaftLinks;
 use crate::eventfd::EventFd;
 use crate::peer::Peer;
 use bytes::Bytes;
@@ -58,6 +59,10 @@ pub struct Counters {
     pub bytes_out: AtomicU64,
     /// Data frames that were not taken.
     pub not_taken: AtomicU64,
+    pub raft_frames_in: AtomicU64,
+    pub raft_frames_out: AtomicU64,
+    /// Pushed out by newer ones, or given to a link on its way down.
+    pub raft_frames_lost: AtomicU64,
     /// Connections turned away: too many, or no proper hello.
     pub turned_away: AtomicU64,
     /// Times the application was woken.
@@ -73,6 +78,7 @@ impl Counters {
 pub struct Hub {
     pub options: Options,
     pub counters: Counters,
+    pub raft: RaftLinks,
     links: Mutex<Links>,
     outbox: Mutex<Outbox>,
     event: EventFd,
@@ -90,6 +96,7 @@ impl Hub {
         let hub = Arc::new(Hub {
             options,
             counters: Counters::default(),
+            raft: RaftLinks::default(),
             links: Mutex::default(),
             outbox: Mutex::default(),
             event: EventFd::new()?,
@@ -225,6 +232,7 @@ impl Hub {
 
     /// End everything at once; nothing is told any more.
     pub fn shut_down(&self) {
+        self.raft.detach(self, "the process is ending");
         let links: Vec<Arc<Link>> = {
             let mut links = lock(&self.links);
             links.closed = true;

@@ -10,9 +10,10 @@ use crate::raft::failpoints::Failpoints;
 use crate::raft::files::{Files, RealFiles};
 use crate::raft::guard::Change;
 use crate::raft::host::Host;
+use crate::raft::mailbox::Command;
 use crate::raft::mix;
 use crate::raft::options::Options;
-use crate::raft::runner::{Command, Runner};
+use crate::raft::runner::Runner;
 use bytes::Bytes;
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
@@ -25,8 +26,8 @@ use std::time::Duration;
 
 #[pyclass(frozen, module = "flotta_native")]
 pub struct RaftHost {
-    runner: Runner,
-    manual: bool,
+    pub runner: Runner,
+    pub manual: bool,
     entry_bytes_max: u64,
 }
 
@@ -82,6 +83,7 @@ impl RaftHost {
         heartbeat_ticks=2, pre_vote=true, check_quorum=true, segment_bytes=64 << 20, entry_bytes_max=32 << 20,
         message_bytes_max=1 << 20, inflight_messages_max=256, uncommitted_bytes_max=64 << 20,
         inbox_bytes_max=256 << 20, outbox_bytes_max=256 << 20, snapshot_timeout_ticks=600,
+        apply_delay_ms=0,
     ))]
     #[allow(clippy::too_many_arguments)] // the keyword options of the contract
     fn new(
@@ -105,6 +107,7 @@ impl RaftHost {
         inbox_bytes_max: u64,
         outbox_bytes_max: u64,
         snapshot_timeout_ticks: u64,
+        apply_delay_ms: u64,
     ) -> PyResult<Self> {
         let manual = match mode {
             "manual" => true,
@@ -130,6 +133,7 @@ impl RaftHost {
             inbox_bytes_max,
             outbox_bytes_max,
             snapshot_timeout_ticks,
+            apply_delay_ms,
             background: !manual,
         };
         options.check().map_err(open_error)?;
@@ -151,7 +155,7 @@ impl RaftHost {
     }
 
     fn notify_fd(&self) -> i32 {
-        self.runner.notify_fd()
+        self.runner.mailbox().notify_fd()
     }
 
     fn start(&self) -> PyResult<()> {
@@ -230,7 +234,7 @@ impl RaftHost {
 
     fn step(&self, py: Python<'_>, frame: &Bound<'_, PyBytes>) -> PyResult<()> {
         let frame = Bytes::copy_from_slice(frame.as_bytes());
-        py.detach(|| self.runner.send(Command::Step(frame))).map_err(fatal_error)
+        py.detach(|| self.runner.send(Command::Step(vec![frame]))).map_err(fatal_error)
     }
 
     fn transfer_leader(&self, py: Python<'_>, group: u64, to_replica: u64) -> PyResult<()> {
@@ -329,7 +333,7 @@ impl RaftHost {
 
     fn poll(&self, py: Python<'_>) -> PyResult<Batch> {
         let polled = py.detach(|| {
-            let mut out = self.runner.poll()?;
+            let mut out = self.runner.mailbox().poll()?;
             Ok((out.messages.take(), out))
         });
         let (frames, out) = polled.map_err(|fatal: Fatal| super::HostFailed::new_err(fatal.to_string()))?;
@@ -339,14 +343,15 @@ impl RaftHost {
     fn salvage(&self, py: Python<'_>) -> PyResult<Batch> {
         self.manual_only("salvage")?;
         let (frames, out) = py.detach(|| {
-            let mut out = self.runner.salvage();
+            let mut out = self.runner.mailbox().salvage();
             (out.messages.take(), out)
         });
         Batch::new(py, frames, out)
     }
 
     fn log_stats(&self, py: Python<'_>) -> PyResult<LogStats> {
-        self.ask(py, |host| Ok(LogStats::from(host.log_stats())))
+        let stats = self.ask(py, |host| Ok(host.log_stats()))?;
+        Ok(LogStats::new(stats, self.runner.mailbox().wakes()))
     }
 
     #[pyo3(signature = (ticks=1))]

@@ -1,10 +1,12 @@
 //! `LinkHub`: framed connections to other processes of the cluster, batches in and out.
 
+use super::host::RaftHost;
 use super::peer::RpcPeer;
 use crate::link::hub::{Event, Hub, What};
 use crate::link::options::Options;
+use crate::link::raft::NoHost;
 use crate::link::{dial, wire};
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +32,9 @@ pub struct LinkStats {
     bytes_in: u64,
     bytes_out: u64,
     not_taken: u64,
+    raft_frames_in: u64,
+    raft_frames_out: u64,
+    raft_frames_lost: u64,
     turned_away: u64,
     wakes: u64,
 }
@@ -40,6 +45,10 @@ fn checked_greeting<'a>(name: &str, bytes: &'a Bound<'_, PyBytes>) -> PyResult<&
         return Err(PyValueError::new_err(format!("{name} has {} bytes, allowed are {max}", bytes.len())));
     }
     Ok(bytes)
+}
+
+fn no_host(_: NoHost) -> PyErr {
+    PyRuntimeError::new_err("no Raft host is attached")
 }
 
 fn event_tuple<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyAny>> {
@@ -148,6 +157,41 @@ impl LinkHub {
         self.hub.close(link, reason);
     }
 
+    fn attach_raft(&self, py: Python<'_>, host: &Bound<'_, RaftHost>) -> PyResult<()> {
+        let host = host.get();
+        if host.manual {
+            return Err(PyRuntimeError::new_err("a host in manual mode is driven by hand, its frames too"));
+        }
+        let mailbox = host.runner.mailbox().clone();
+        if py.detach(|| self.hub.raft.attach(&self.hub, mailbox)) {
+            return Ok(());
+        }
+        Err(PyRuntimeError::new_err("another host is attached"))
+    }
+
+    fn detach_raft(&self, py: Python<'_>) {
+        py.detach(|| self.hub.raft.detach(&self.hub, "it takes no Raft messages any more"));
+    }
+
+    fn bind_raft(&self, py: Python<'_>, link: u64, node_num: u32) -> PyResult<()> {
+        py.detach(|| self.hub.raft.bind(&self.hub, link, node_num)).map_err(no_host)
+    }
+
+    fn accept_raft(
+        &self,
+        py: Python<'_>,
+        link: u64,
+        greeting: &Bound<'_, PyBytes>,
+        node_num: u32,
+    ) -> PyResult<()> {
+        let greeting = checked_greeting("greeting", greeting)?;
+        py.detach(|| self.hub.raft.accept(&self.hub, link, greeting, node_num)).map_err(no_host)
+    }
+
+    fn peer_clocks(&self) -> Vec<(u32, u64, u64)> {
+        self.hub.raft.clocks()
+    }
+
     fn stats(&self) -> LinkStats {
         let counters = &self.hub.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -158,6 +202,9 @@ impl LinkHub {
             bytes_in: read(&counters.bytes_in),
             bytes_out: read(&counters.bytes_out),
             not_taken: read(&counters.not_taken),
+            raft_frames_in: read(&counters.raft_frames_in),
+            raft_frames_out: read(&counters.raft_frames_out),
+            raft_frames_lost: read(&counters.raft_frames_lost),
             turned_away: read(&counters.turned_away),
             wakes: read(&counters.wakes),
         }

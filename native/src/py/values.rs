@@ -110,10 +110,11 @@ pub struct LogStats {
     rotations: u64,
     removed: u64,
     rewritten_entries: u64,
+    wakes: u64,
 }
 
-impl From<log::LogStats> for LogStats {
-    fn from(stats: log::LogStats) -> Self {
+impl LogStats {
+    pub fn new(stats: log::LogStats, wakes: u64) -> Self {
         LogStats {
             frames: stats.frames,
             syncs: stats.syncs,
@@ -123,6 +124,7 @@ impl From<log::LogStats> for LogStats {
             rotations: stats.rotations,
             removed: stats.removed,
             rewritten_entries: stats.rewritten_entries,
+            wakes,
         }
     }
 }

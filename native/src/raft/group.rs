@@ -24,6 +24,8 @@ pub struct Group {
     pub applied_at_open: u64,
     pub pending: Pending,
     pub reads: Reads,
+    /// The highest index that an answered read waits for.
+    pub read_index: u64,
     pub dirty: bool,
     /// The commit index moved and is not in the log yet; it rides in the next frame.
     pub commit_unsaved: bool,
@@ -93,6 +95,7 @@ impl Group {
             applied_at_open: applied,
             pending: Pending::default(),
             reads: Reads::default(),
+            read_index: 0,
             dirty: false,
             commit_unsaved: false,
             seen: None,
@@ -160,6 +163,7 @@ impl Group {
         self.delivered = index;
         let request = self.pending.committed(index, term, |lost| out.drop_one(group, lost, Reason::Lost, 0));
         if index > self.applied_at_open {
+            out.urgent |= self.is_leader() || index <= self.read_index;
             out.apply(super::out::Applied { group, index, term, request, payload });
         }
         Ok(())

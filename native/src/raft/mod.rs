@@ -10,6 +10,7 @@ pub mod guard;
 pub mod host;
 pub mod live;
 pub mod log;
+pub mod mailbox;
 pub mod options;
 pub mod out;
 pub mod pending;

@@ -19,6 +19,8 @@ pub struct Options {
     pub inbox_bytes_max: u64,
     pub outbox_bytes_max: u64,
     pub snapshot_timeout_ticks: u64,
+    /// How long what a follower applies may wait for company before the application is woken; 0: not at all.
+    pub apply_delay_ms: u64,
     /// Prepare the next segment on a thread of its own (threaded mode); manual mode does it in place.
     pub background: bool,
 }
@@ -41,6 +43,7 @@ impl Default for Options {
             inbox_bytes_max: 256 << 20,
             outbox_bytes_max: 256 << 20,
             snapshot_timeout_ticks: 600,
+            apply_delay_ms: 0,
             background: false,
         }
     }
@@ -48,7 +51,7 @@ impl Default for Options {
 
 impl Options {
     pub fn check(&self) -> Result<(), OpenError> {
-        let bounds: [(&str, u64, u64, u64); 12] = [
+        let bounds: [(&str, u64, u64, u64); 13] = [
             ("node_num", u64::from(self.node_num), 1, u64::from(u32::MAX)),
             ("tick_ms", self.tick_ms, 1, 60_000),
             ("heartbeat_ticks", self.heartbeat_ticks as u64, 1, 1000),
@@ -62,6 +65,7 @@ impl Options {
             ("inbox_bytes_max", self.inbox_bytes_max, 1024, 1 << 30),
             ("outbox_bytes_max", self.outbox_bytes_max, 1024, 1 << 34),
             ("snapshot_timeout_ticks", self.snapshot_timeout_ticks, 1, u64::MAX),
+            ("apply_delay_ms", self.apply_delay_ms, 0, 1000),
         ];
         for (name, value, low, high) in bounds {
             if value < low || value > high {

@@ -82,6 +82,8 @@ pub struct Out {
     pub snapshots_wanted: Vec<(u64, u64, u64)>,
     pub compactions_wanted: Vec<(u64, u64)>,
     pub events: Vec<Event>,
+    /// Somebody waits for an entry among `applies`.
+    pub urgent: bool,
     applied_bytes: u64,
     /// Events a peer can cause at will are told once per poll.
     told: BTreeSet<(u64, &'static str, u64)>,
@@ -100,6 +102,19 @@ impl Out {
             && self.events.is_empty()
     }
 
+    /// Only entries that a follower applies, none of which anybody waits for.
+    pub fn may_wait(&self) -> bool {
+        !self.urgent
+            && self.messages.is_empty()
+            && self.snapshot_messages.is_empty()
+            && self.roles.is_empty()
+            && self.reads.is_empty()
+            && self.dropped.is_empty()
+            && self.snapshots_wanted.is_empty()
+            && self.compactions_wanted.is_empty()
+            && self.events.is_empty()
+    }
+
     pub fn bytes(&self) -> u64 {
         self.applied_bytes + self.messages.bytes() + self.dropped.len() as u64 * 32
     }
@@ -110,6 +125,8 @@ impl Out {
                 Payload::Normal(bytes) | Payload::Snapshot(_, bytes) => bytes.len() as u64,
                 Payload::Empty | Payload::Conf(_) => 0,
             };
+        self.urgent |= applied.request != 0;
+        self.urgent |= !matches!(applied.payload, Payload::Normal(_) | Payload::Empty);
         self.applies.push(applied);
     }
 
@@ -164,6 +181,7 @@ impl Out {
         self.compactions_wanted.append(&mut later.compactions_wanted);
         self.events.append(&mut later.events);
         self.applied_bytes += std::mem::take(&mut later.applied_bytes);
+        self.urgent |= std::mem::take(&mut later.urgent);
         later.told.clear();
     }
 }

@@ -86,6 +86,7 @@ impl Host {
         for state in ready.take_read_states() {
             for read in group.reads.answered(group.replica, self.incarnation, &state.request_ctx) {
                 self.out.reads.push((id, read, state.index));
+                group.read_index = group.read_index.max(state.index);
             }
         }
         self.out.send(self.options.node_num, id, ready.take_messages(), frame_bytes_max);

@@ -69,16 +69,28 @@ impl Outbound {
     }
 
     pub fn take(&mut self) -> Vec<(u32, Vec<u8>)> {
-        self.bytes = 0;
+        self.take_for(|_| true)
+    }
+
+    /// The finished frames to the nodes that are `wanted`; the others stay.
+    pub fn take_for(&mut self, wanted: impl Fn(u32) -> bool) -> Vec<(u32, Vec<u8>)> {
+        let nodes: Vec<u32> = self.nodes.keys().copied().filter(|node| wanted(*node)).collect();
         let mut taken = Vec::new();
-        for (node, frames) in std::mem::take(&mut self.nodes) {
-            for mut frame in frames {
+        for node in nodes {
+            for mut frame in self.nodes.remove(&node).unwrap_or_default() {
                 seal(&mut frame);
+                self.bytes -= (frame.len() - HEADER_BYTES) as u64;
                 taken.push((node, frame));
             }
         }
         taken
     }
+}
+
+/// The node a frame says it comes from, before anything of it was checked.
+pub fn sender(frame: &[u8]) -> Option<u32> {
+    let part = frame.get(4..8)?.try_into().ok()?;
+    Some(u32::from_le_bytes(part))
 }
 
 fn open(from_node: u32, to_node: u32) -> Vec<u8> {
@@ -185,6 +197,23 @@ mod tests {
         let found: Vec<_> = inbound.messages.iter().map(|(group, message)| (*group, message.term)).collect();
         assert_eq!((inbound.from_node, found), (1, vec![(10, 5), (12, 7)]));
         assert!(out.is_empty() && out.bytes() == 0);
+    }
+
+    #[test]
+    fn frames_to_some_nodes_can_be_taken_and_the_others_stay() {
+        let mut out = Outbound::default();
+        for node in [2, 3, 4] {
+            out.push(1, 10, &message(node << 32 | 1, node), 1 << 20);
+        }
+        let all = out.bytes();
+        let taken = out.take_for(|node| node == 3);
+        assert_eq!(taken.iter().map(|(node, _)| *node).collect::<Vec<_>>(), vec![3]);
+        assert_eq!(decode(&taken[0].1.clone().into(), 3).unwrap().messages[0].1.term, 3);
+        assert_eq!(sender(&taken[0].1), Some(1));
+        assert_eq!((out.bytes() * 3, out.is_empty()), (all * 2, false));
+        assert_eq!(out.take().len(), 2);
+        assert!(out.is_empty() && out.bytes() == 0);
+        assert_eq!(sender(&[0; 7]), None);
     }
 
     #[test]

@@ -10,19 +10,7 @@ from pathlib import Path
 
 import flotta_native as native
 import pytest
-from native_links import PATIENCE_S, End, Pair
-
-PATIENCE_MS = int(PATIENCE_S * 1000)
-FRAME = struct.Struct("<IB")
-DATA, PING, PONG, BYE = 4, 6, 7, 8
-
-
-def framed(kind: int, body: bytes = b"") -> bytes:
-    return FRAME.pack(len(body), kind) + body
-
-
-def hello(purpose: str = "test", opaque: bytes = b"") -> bytes:
-    return b"FLOTTA/1\n" + framed(1, bytes([len(purpose)]) + purpose.encode() + opaque)
+from native_links import BYE, DATA, PATIENCE_MS, PATIENCE_S, PING, PONG, End, HalfOpen, Pair, framed, hello
 
 
 def test_hello_and_greeting_travel_and_frames_keep_their_order() -> None:
@@ -205,30 +193,6 @@ def test_a_hub_that_goes_takes_its_links_along() -> None:
     pair.client = End()
     assert pair.server.down(link)
     assert other.hub.send_many([(outgoing, b"not me")]) == []
-
-
-class HalfOpen:
-    """A server by hand that accepts a link, and then says what the test wants."""
-
-    def __init__(self, client: End) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            port = listener.getsockname()[1]
-            self.link = client.hub.connect(f"127.0.0.1:{port}", "test", b"", timeout_ms=PATIENCE_MS)
-            self.socket, _ = listener.accept()
-        self.socket.settimeout(PATIENCE_S)
-        assert self.read(len(hello())) == hello()
-        self.socket.sendall(framed(2))
-        client.of(native.LINK_UP, self.link)
-
-    def read(self, count: int) -> bytes:
-        read = b""
-        while len(read) < count:
-            more = self.socket.recv(count - len(read))
-            assert more, "closed"
-            read += more
-        return read
 
 
 def test_a_peer_that_says_nothing_is_asked_and_then_given_up() -> None:

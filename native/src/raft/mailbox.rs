@@ -1,0 +1,275 @@
+//! What a host's thread shares with everybody else: an inbox, an outbox, and an eventfd that says when to look.
+//!
+//! Both boxes are bounded. Python is woken for what it is needed for, and once until it polls: messages that a
+//! carrier takes never wake it, and what a follower applies may wait a little for company, since nobody waits for
+//! it. Whatever ends the host is kept as the reason and makes the eventfd readable; nobody waits in vain.
+
+use super::commands::Proposal;
+use super::error::Fatal;
+use super::host::Host;
+use super::options::Options;
+use super::out::{Out, Reason};
+use super::wire::Outbound;
+use crate::eventfd::EventFd;
+use bytes::Bytes;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Applies beyond these do not wait for more.
+const WAITING_APPLIES_MAX: usize = 4096;
+const WAITING_BYTES_MAX: u64 = 1 << 20;
+
+pub type Task = Box<dyn FnOnce(&mut Host) -> Result<(), Fatal> + Send>;
+
+pub enum Command {
+    Propose(Vec<Proposal>),
+    Step(Vec<Bytes>),
+    /// The node took nothing, or was cut off.
+    Unreachable(u32),
+    /// Anything else, in its turn.
+    Task(Task),
+}
+
+/// Brings messages to other hosts without Python in between.
+pub trait Carrier: Send + Sync {
+    /// Take the frames for the nodes it has a way to; the others stay. Called by whoever drives the host, before and
+    /// after the sync of a round, as messages may leave.
+    fn carry(&self, messages: &mut Outbound);
+    /// There will be no more, and nobody to receive.
+    fn host_ended(&self, reason: &Fatal);
+}
+
+#[derive(Default)]
+struct Inbox {
+    commands: Vec<Command>,
+    bytes: u64,
+    stop: bool,
+    /// A full outbox was emptied: rounds can go on.
+    resume: bool,
+}
+
+#[derive(Default)]
+struct Outbox {
+    out: Out,
+    /// The eventfd was written since the last poll.
+    told: bool,
+    /// When to tell at the latest.
+    tell_at: Option<Instant>,
+}
+
+pub struct Mailbox {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+    outbox: Mutex<Outbox>,
+    reason: Mutex<Option<Fatal>>,
+    carrier: Mutex<Option<Arc<dyn Carrier>>>,
+    event: EventFd,
+    wakes: AtomicU64,
+    frame_bytes_max: usize,
+    inbox_bytes_max: u64,
+    outbox_bytes_max: u64,
+    apply_delay: Duration,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Mailbox {
+    pub fn new(options: &Options) -> io::Result<Mailbox> {
+        Ok(Mailbox {
+            inbox: Mutex::default(),
+            wake: Condvar::new(),
+            outbox: Mutex::default(),
+            reason: Mutex::default(),
+            carrier: Mutex::default(),
+            event: EventFd::new()?,
+            wakes: AtomicU64::new(0),
+            frame_bytes_max: options.message_bytes_max as usize,
+            inbox_bytes_max: options.inbox_bytes_max,
+            outbox_bytes_max: options.outbox_bytes_max,
+            apply_delay: Duration::from_millis(options.apply_delay_ms),
+        })
+    }
+
+    pub fn notify_fd(&self) -> RawFd {
+        self.event.fd()
+    }
+
+    /// Times the eventfd was written.
+    pub fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::Relaxed)
+    }
+
+    pub fn reason(&self) -> Option<Fatal> {
+        lock(&self.reason).clone()
+    }
+
+    /// Everything the host says from now on goes past the carrier first. The last one stands.
+    pub fn set_carrier(&self, carrier: Option<Arc<dyn Carrier>>) {
+        *lock(&self.carrier) = carrier;
+    }
+
+    fn carrier(&self) -> Option<Arc<dyn Carrier>> {
+        lock(&self.carrier).clone()
+    }
+
+    // -- out ------------------------------------------------------------------------------------------------------
+
+    pub fn publish(&self, out: &mut Out) {
+        if !out.messages.is_empty() {
+            if let Some(carrier) = self.carrier() {
+                carrier.carry(&mut out.messages);
+            }
+        }
+        if out.is_empty() {
+            return;
+        }
+        let may_wait = !self.apply_delay.is_zero() && out.may_wait();
+        let mut outbox = lock(&self.outbox);
+        outbox.out.absorb(out, self.frame_bytes_max);
+        if outbox.told {
+            return;
+        }
+        let enough = outbox.out.applies.len() > WAITING_APPLIES_MAX || outbox.out.bytes() > WAITING_BYTES_MAX;
+        if may_wait && !enough {
+            outbox.tell_at.get_or_insert_with(|| Instant::now() + self.apply_delay);
+        } else {
+            self.tell(&mut outbox);
+        }
+    }
+
+    fn tell(&self, outbox: &mut Outbox) {
+        outbox.told = true;
+        outbox.tell_at = None;
+        self.event.notify();
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tell what has waited long enough. Returns when the rest has.
+    fn tell_if_due(&self) -> Option<Instant> {
+        let mut outbox = lock(&self.outbox);
+        let at = outbox.tell_at?;
+        if Instant::now() < at {
+            return Some(at);
+        }
+        self.tell(&mut outbox);
+        None
+    }
+
+    /// Frames to a node that nobody polled yet.
+    pub fn take_messages_to(&self, node_num: u32) -> Vec<Vec<u8>> {
+        let taken = lock(&self.outbox).out.messages.take_for(|node| node == node_num);
+        taken.into_iter().map(|(_, frame)| frame).collect()
+    }
+
+    pub fn backlog_bytes(&self) -> u64 {
+        lock(&self.outbox).out.bytes()
+    }
+
+    pub fn salvage(&self) -> Out {
+        std::mem::take(&mut lock(&self.outbox).out)
+    }
+
+    /// What happened since the last call.
+    pub fn poll(&self) -> Result<Out, Fatal> {
+        self.event.clear();
+        // A host that stopped in order has its last words; one that broke has none but its reason.
+        let reason = self.reason();
+        if let Some(reason) = reason.as_ref().filter(|reason| **reason != Fatal::Stopped) {
+            return Err(reason.clone());
+        }
+        let out = std::mem::take(&mut *lock(&self.outbox)).out;
+        match reason {
+            Some(reason) if out.is_empty() => Err(reason),
+            _ => {
+                if out.bytes() > self.outbox_bytes_max / 2 {
+                    lock(&self.inbox).resume = true;
+                    self.wake.notify_one();
+                }
+                Ok(out)
+            }
+        }
+    }
+
+    pub fn fail(&self, reason: Fatal) {
+        lock(&self.reason).get_or_insert_with(|| reason.clone());
+        self.event.notify();
+        self.wake.notify_all();
+        if let Some(carrier) = self.carrier() {
+            carrier.host_ended(&reason);
+        }
+    }
+
+    // -- in -------------------------------------------------------------------------------------------------------
+
+    /// Put a command into the inbox, for the thread that drives the host or will.
+    pub fn send(&self, command: Command) -> Result<(), Fatal> {
+        if let Some(reason) = self.reason() {
+            return Err(reason);
+        }
+        let bytes = match &command {
+            Command::Propose(proposals) => {
+                proposals.iter().map(|proposal| proposal.2.len() as u64 + 64).sum()
+            }
+            Command::Step(frames) => frames.iter().map(|frame| frame.len() as u64).sum(),
+            Command::Unreachable(_) | Command::Task(_) => 0,
+        };
+        let mut inbox = lock(&self.inbox);
+        if bytes > 0 && inbox.bytes > 0 && inbox.bytes + bytes > self.inbox_bytes_max {
+            drop(inbox);
+            self.refuse(command);
+            return Ok(());
+        }
+        inbox.bytes += bytes;
+        inbox.commands.push(command);
+        drop(inbox);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    fn refuse(&self, command: Command) {
+        let mut out = Out::default();
+        match command {
+            Command::Propose(proposals) => {
+                for (group, request, _) in proposals {
+                    out.drop_one(group, request, Reason::Overloaded, 0);
+                }
+            }
+            _ => out.event(0, "inbox_full", 0, "a frame was dropped"),
+        }
+        self.publish(&mut out);
+    }
+
+    pub fn stop(&self) {
+        lock(&self.inbox).stop = true;
+        self.wake.notify_all();
+    }
+
+    /// The commands that came in, at the latest when the tick is due. None: stop.
+    pub fn wait(&self, until: Instant) -> Option<Vec<Command>> {
+        let mut tell_at = self.tell_if_due();
+        let mut inbox = lock(&self.inbox);
+        loop {
+            if inbox.stop {
+                return None;
+            }
+            let now = Instant::now();
+            if !inbox.commands.is_empty() || now >= until || std::mem::take(&mut inbox.resume) {
+                inbox.bytes = 0;
+                return Some(std::mem::take(&mut inbox.commands));
+            }
+            if tell_at.is_some_and(|at| now >= at) {
+                drop(inbox);
+                tell_at = self.tell_if_due();
+                inbox = lock(&self.inbox);
+                continue;
+            }
+            let wait = tell_at.map_or(until, |at| at.min(until)) - now;
+            inbox = self.wake.wait_timeout(inbox, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
