@@ -89,5 +89,6 @@ class BatchService(Protocol):
         ...
 
     def ended(self, calls: Sequence[int]) -> None:
-        """Nobody waits for these any more: cancelled, over their deadline, or the client is gone."""
+        """Nobody waits for these any more: cancelled, over their deadline, or the client is gone. May name a call that
+        was answered in this very turn."""
         ...

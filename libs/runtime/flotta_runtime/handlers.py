@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -18,10 +17,10 @@ import grpc
 import grpc.aio
 
 from flotta_runtime import auth, fatal, status
+from flotta_runtime.call_metrics import CallMetrics, MethodCounts
 from flotta_runtime.errors import FlottaError, InvariantError
 from flotta_runtime.logging import get_logger
 from flotta_runtime.malformed import Malformed, tolerant
-from flotta_runtime.metrics import Metrics
 
 Context = Any  # grpc.aio.ServicerContext[request, response]; handlers of all types pass through here
 
@@ -31,36 +30,8 @@ _STREAM_GONE = ("_ServerStoppedError", "ExecuteBatchError")
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}  # an aborted aio call tells its code as a number
 
 
-class CallMetrics:
-    """The metric names of go-grpc-prometheus, so that its dashboards work."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        labels = ("grpc_type", "grpc_service", "grpc_method")
-        self.started = metrics.counter("grpc_server_started_total", "gRPC calls begun.", labels)
-        self.handled = metrics.counter(
-            "grpc_server_handled_total", "gRPC calls ended, by code.", (*labels, "grpc_code")
-        )
-        self.seconds = metrics.histogram("grpc_server_handling_seconds", "How long gRPC calls took.", labels)
-
-
-class _MethodMetrics:
-    """The label children of one method, looked up once."""
-
-    def __init__(self, metrics: CallMetrics, kind: str, method: str) -> None:
-        _, service, name = method.split("/")
-        self._labels = (kind, service, name)
-        self._handled = metrics.handled
-        self._started = metrics.started.labels(*self._labels)
-        self._ok = metrics.handled.labels(*self._labels, "OK")
-        self._seconds = metrics.seconds.labels(*self._labels)
-
-    def begin(self) -> float:
-        self._started.inc()
-        return time.perf_counter()
-
-    def end(self, began: float, code: str) -> None:
-        self._seconds.observe(time.perf_counter() - began)
-        (self._ok if code == "OK" else self._handled.labels(*self._labels, code)).inc()
+class StreamGone(grpc.aio.BaseError):
+    """The client of a stream is gone, or the server has stopped: nobody reads what would be written."""
 
 
 class HandlerWrapper:
@@ -70,7 +41,6 @@ class HandlerWrapper:
         self._token = token
         self._metrics = metrics
         self._on_fatal = on_fatal
-        self._log = get_logger("grpc")
 
     def wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """The same handler with everything around it."""
@@ -83,7 +53,7 @@ class HandlerWrapper:
         kind, attribute, make = made[bool(handler.request_streaming), bool(handler.response_streaming)]
         inner = getattr(handler, attribute)
         guarded = auth.is_protected(method)
-        measured = _MethodMetrics(self._metrics, kind, method) if self._metrics is not None else None
+        measured = self._metrics.method(kind, method) if self._metrics is not None else None
         outer: Callable[..., Any]
         if inspect.isasyncgenfunction(inner):
             outer = self._generator(method, inner, guarded, measured)
@@ -102,7 +72,7 @@ class HandlerWrapper:
         method: str,
         inner: Callable[[Any, Context], Awaitable[Any]],
         guarded: bool,
-        measured: _MethodMetrics | None,
+        measured: MethodCounts | None,
     ) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             began = measured.begin() if measured is not None else 0.0
@@ -127,7 +97,7 @@ class HandlerWrapper:
         method: str,
         inner: Callable[[Any, Context], AsyncIterator[Any]],
         guarded: bool,
-        measured: _MethodMetrics | None,
+        measured: MethodCounts | None,
     ) -> Callable[[Any, Context], AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             began = measured.begin() if measured is not None else 0.0
@@ -159,7 +129,7 @@ class HandlerWrapper:
     def _code(error: BaseException, context: Context) -> str:
         if isinstance(error, FlottaError):
             return error.grpc_code
-        if isinstance(error, asyncio.CancelledError) or _stream_is_gone(error):
+        if isinstance(error, asyncio.CancelledError) or stream_is_gone(error):
             return "CANCELLED"
         if isinstance(error, grpc.aio.AbortError):
             code = context.code()
@@ -172,21 +142,28 @@ class HandlerWrapper:
         """Answer with the error's status; always raises."""
         if isinstance(error, FlottaError):
             await context.abort(status.grpc_code(error), error.message, status.trailers(error))
-        if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError) or _stream_is_gone(error):
+        if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError) or stream_is_gone(error):
             raise error
         if isinstance(error, NotImplementedError) and context.code() == grpc.StatusCode.UNIMPLEMENTED:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")
-        identifier = secrets.token_hex(6)
-        if not isinstance(error, Exception):
-            self._log.critical("invariant broken in a handler", method=method, id=identifier, reason=str(error))
-            self._on_fatal(error)
-        else:
-            self._log.error("unexpected error in a handler", method=method, id=identifier, exc_info=error)
-        text = f"Internal error {identifier}; the server's log has more under this id"
-        await context.abort(grpc.StatusCode.INTERNAL, text)
+        await context.abort(grpc.StatusCode.INTERNAL, tell_unexpected(method, error, self._on_fatal))
         raise InvariantError("abort returned")
 
 
-def _stream_is_gone(error: BaseException) -> bool:
+def tell_unexpected(method: str, error: BaseException, on_fatal: fatal.OnFatal) -> str:
+    """Log what a handler of `method` raised and must not have. Returns what the caller may know of it."""
+    identifier = secrets.token_hex(6)
+    log = get_logger("grpc")
+    if isinstance(error, Exception):
+        log.error("unexpected error in a handler", method=method, id=identifier, exc_info=error)
+    else:
+        log.critical("invariant broken in a handler", method=method, id=identifier, reason=str(error))
+        on_fatal(error)
+    return f"Internal error {identifier}; the server's log has more under this id"
+
+
+def stream_is_gone(error: BaseException) -> bool:
     """Nobody is there to be answered, and nothing went wrong here. (The library does not export the classes.)"""
+    if isinstance(error, StreamGone):
+        return True
     return isinstance(error, grpc.aio.BaseError) and type(error).__name__ in _STREAM_GONE

@@ -7,10 +7,8 @@ on every port. A second server on a port fails loudly.
 
 from __future__ import annotations
 
-import errno
-import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 import grpc.aio
@@ -19,14 +17,22 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from flotta_runtime import fatal
 from flotta_runtime.auth import TokenCheck, token_metadata
-from flotta_runtime.errors import StartupError
-from flotta_runtime.handlers import CallMetrics, HandlerWrapper
+from flotta_runtime.batches import BatchService
+from flotta_runtime.call_metrics import CallMetrics
+from flotta_runtime.grpcio_port import GrpcioPort
+from flotta_runtime.handlers import HandlerWrapper
 from flotta_runtime.metrics import Metrics
-from flotta_runtime.settings import join_address, split_address
+from flotta_runtime.settings import Transport, join_address, split_address
 from flotta_runtime.tls import Tls, open_channel
+from flotta_runtime.turns import Turns
+
+if TYPE_CHECKING:
+    from flotta_native import LinkHub
 
 MESSAGE_BYTES_MAX = 17 * 1024 * 1024  # a 16 MiB value, its key and the envelope
 METADATA_BYTES_MAX = 64 * 1024
+CALLS_MAX = 50_000  # in flight on a port; the bounds of the services are lower, and said in their own words
+REQUEST_BYTES_MAX = 512 * 1024 * 1024
 REFLECTION_SERVICES = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
@@ -119,40 +125,45 @@ def dialer(token: str | None, tls: Tls | None) -> Dial:
     return lambda address: channel(address, token, tls=tls)
 
 
+class Port(Protocol):
+    """What carries calls: `grpcio_port.GrpcioPort` or `native_port.NativePort`."""
+
+    def add(self, path: str, handler: grpc.RpcMethodHandler[Any, Any], *, lasting: bool) -> None: ...
+    async def start(self, listen: str) -> int: ...
+    async def stop(self, grace_ms: int) -> None: ...
+
+
 class GrpcServer:
     """One gRPC port. Make it with `build_server`, then `await start()` (the bound port) and `await stop(grace_ms)`."""
 
     def __init__(
         self,
         services: Sequence[Service],
+        port: Port,
         listen: str,
-        token: str,
         *,
-        metrics: Metrics | None = None,
-        message_bytes_max: int = MESSAGE_BYTES_MAX,
-        calls_max: int | None = None,
-        on_fatal: fatal.OnFatal = fatal.die,
-        tls: Tls | None = None,
+        token: TokenCheck,
+        calls: CallMetrics | None,
+        on_fatal: fatal.OnFatal,
     ) -> None:
         self.listen = listen
-        self._tls = tls
         self.port = 0
         self.services = tuple(name for _, _, name in services)
-        check = TokenCheck(token)
-        wrapper = HandlerWrapper(check, CallMetrics(metrics) if metrics is not None else None, on_fatal)
-        plain = HandlerWrapper(check, None, on_fatal)  # probes are not counted among the calls
-        self._server = grpc.aio.server(options=server_options(message_bytes_max), maximum_concurrent_rpcs=calls_max)
-        wrapping = _Wrapping(self._server, wrapper)
+        self._port = port
+        wrapper = HandlerWrapper(token, calls, on_fatal)
+        plain = HandlerWrapper(token, None, on_fatal)  # probes are not counted among the calls
+        wrapping = _Wrapping(port, wrapper)
         for add, servicer, name in services:
             add(servicer, wrapping)
             if name not in wrapping.added:
                 raise ValueError(f"the function given for {name} added {sorted(wrapping.added)}: use generated code's")
         self._health = health.aio.HealthServicer()
-        adding: Any = _Wrapping(self._server, plain)
+        adding: Any = _Wrapping(port, plain, lasting=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, adding)
-        self._add_reflection(plain, (*self.services, HEALTH_SERVICE, *REFLECTION_SERVICES))
+        self._add_reflection(adding, (*self.services, HEALTH_SERVICE, *REFLECTION_SERVICES))
 
-    def _add_reflection(self, plain: HandlerWrapper, names: tuple[str, ...]) -> None:
+    @staticmethod
+    def _add_reflection(wrapping: _Wrapping, names: tuple[str, ...]) -> None:
         servicer = reflection.aio.ReflectionServicer(names)
         # v1 and v1alpha have the same messages under other package names.
         handler = grpc.stream_stream_rpc_method_handler(
@@ -160,31 +171,16 @@ class GrpcServer:
             request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
             response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
         )
-        wrapping = _Wrapping(self._server, plain)
         for name in REFLECTION_SERVICES:
             wrapping.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
     async def start(self, *, waiting: Collection[str] = ()) -> int:
         """Bind and serve; health says NOT_SERVING of the services in `waiting` until it is told otherwise.
         StartupError, naming the address, when another process has the port."""
-        host, port = split_address(self.listen)
-        if port:
-            _check_free(host, port, self.listen)
-        try:
-            if self._tls is not None and self._tls.serves:
-                self.port = self._server.add_secure_port(self.listen, self._tls.server_credentials())
-            else:
-                self.port = self._server.add_insecure_port(self.listen)
-        except RuntimeError as error:
-            raise StartupError(
-                f"cannot listen on {self.listen} for gRPC: is another process using this port?"
-            ) from error
-        if self.port == 0:
-            raise StartupError(f"cannot listen on {self.listen} for gRPC: is another process using this port?")
-        self.listen = join_address(host, self.port)
         for name in self.services:
             await self.set_serving(name, serving=name not in waiting)
-        await self._server.start()
+        self.port = await self._port.start(self.listen)
+        self.listen = join_address(split_address(self.listen)[0], self.port)
         return self.port
 
     async def set_serving(self, service: str, *, serving: bool) -> None:
@@ -195,35 +191,16 @@ class GrpcServer:
     async def stop(self, grace_ms: int = 2_000) -> None:
         """Answer NOT_SERVING, take no new calls, let the running ones finish within `grace_ms`, then cut them off."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_ms / 1000 if grace_ms else None)
-
-
-def _check_free(host: str, port: int, listen: str) -> None:
-    """StartupError unless the port can be bound. gRPC would say no as well, but only after lines of its own."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise StartupError(f"the gRPC address {listen} cannot be used: {error.strerror or error}") from error
-    for family, _, _, _, address in found:
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
-        except OSError as error:
-            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
-                continue  # IPv6 may just not be there
-            hint = "; is another process using this port?" if error.errno == errno.EADDRINUSE else ""
-            raise StartupError(f"cannot listen on {listen} for gRPC: {error.strerror or error}{hint}") from error
+        await self._port.stop(grace_ms)
 
 
 class _Wrapping:
     """Stands in for a grpc.aio.Server while a service adds itself, and wraps what it adds."""
 
-    def __init__(self, server: grpc.aio.Server, wrapper: HandlerWrapper) -> None:
-        self._server = server
+    def __init__(self, port: Port, wrapper: HandlerWrapper, *, lasting: bool = False) -> None:
+        self._port = port
         self._wrapper = wrapper
+        self._lasting = lasting
         self.added: set[str] = set()
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
@@ -233,8 +210,9 @@ class _Wrapping:
     def add_registered_method_handlers(
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
-        wrapped = {name: self._wrapper.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()}
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, wrapped)])
+        for name, handler in handlers.items():
+            path = f"/{service}/{name}"
+            self._port.add(path, self._wrapper.wrap(path, handler), lasting=self._lasting)
         self.added.add(service)
 
 
@@ -243,11 +221,16 @@ def build_server(
     *,
     listen: str,
     token: str,
+    transport: Transport = "grpcio",
     metrics: Metrics | None = None,
-    message_bytes_max: int = MESSAGE_BYTES_MAX,
-    calls_max: int | None = None,
-    on_fatal: fatal.OnFatal = fatal.die,
     tls: Tls | None = None,
+    message_bytes_max: int = MESSAGE_BYTES_MAX,
+    calls_max: int = CALLS_MAX,
+    request_bytes_max: int = REQUEST_BYTES_MAX,
+    batches: Sequence[BatchService] = (),
+    links: LinkHub | None = None,
+    turns: Turns | None = None,
+    on_fatal: fatal.OnFatal = fatal.die,
 ) -> GrpcServer:
     """A server for `services`: (add_XServicer_to_server, servicer, "package.Service") each.
 
@@ -255,14 +238,33 @@ def build_server(
     `calls_max` calls in flight the server answers RESOURCE_EXHAUSTED. `on_fatal` is called with an InvariantError
     (or any other non-Exception) raised by a handler; by default it ends the process. With `tls` that has a certificate
     the port speaks TLS only.
+
+    Of the native transport only: above `request_bytes_max` bytes of requests in work it answers RESOURCE_EXHAUSTED;
+    methods of `batches` are theirs, not the servicer's that has them too; connections of `links` come to the same port;
+    `turns` is that of the service's other parts, so that what they do in a turn is one turn.
     """
-    return GrpcServer(
-        services,
-        listen,
-        token,
-        metrics=metrics,
-        message_bytes_max=message_bytes_max,
-        calls_max=calls_max,
-        on_fatal=on_fatal,
-        tls=tls,
-    )
+    check = TokenCheck(token)
+    calls = CallMetrics(metrics) if metrics is not None else None
+    port: Port
+    if transport == "native":
+        from flotta_runtime.native_port import NativePort, PortLimits
+
+        port = NativePort(
+            limits=PortLimits(
+                message_bytes_max=message_bytes_max,
+                metadata_bytes_max=METADATA_BYTES_MAX,
+                calls_max=calls_max,
+                request_bytes_max=request_bytes_max,
+            ),
+            token=check,
+            tls=tls,
+            batches=batches,
+            links=links,
+            turns=turns,
+            metrics=metrics,
+            calls=calls,
+            on_fatal=on_fatal,
+        )
+    else:
+        port = GrpcioPort(server_options(message_bytes_max), calls_max, tls)
+    return GrpcServer(services, port, listen, token=check, calls=calls, on_fatal=on_fatal)

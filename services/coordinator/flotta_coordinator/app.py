@@ -276,6 +276,7 @@ class CoordinatorApp:
             ],
             listen=self.settings.listen,
             token=self.settings.token(),
+            transport=self.settings.transport,
             metrics=self.metrics,
             tls=self._tls,
         )

@@ -12,11 +12,10 @@ from flotta_runtime.clock import SYSTEM_CLOCK
 from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.readiness import follow_readiness
-from flotta_runtime.server import MESSAGE_BYTES_MAX, build_server, dialer
+from flotta_runtime.server import CALLS_MAX, MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX, build_server, dialer
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls_watch import follow_files
 
-from flotta_gateway.core.deadlines import Patience
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
 from flotta_gateway.dispatcher import NO_SHARDS, Dispatcher, DispatcherOptions
@@ -66,12 +65,15 @@ class Gateway:
         )
         self.links.events = self.dispatcher
         telemetry.watch(self.dispatcher, self.maps, self.links)
-        patience = Patience(settings.deadline_default_ms, settings.deadline_max_ms)
-        service = GatewayService(self.dispatcher, SYSTEM_CLOCK, patience)
+        service = GatewayService(self.dispatcher, SYSTEM_CLOCK, settings.deadline_default_ms, settings.deadline_max_ms)
         self._server = build_server(
             [(add_KvGatewayServicer_to_server, service, SERVICE_NAME)],
             listen=settings.listen,
             token=token,
+            transport=settings.transport,
+            # Refusals are to be the dispatcher's, which says RATE_LIMITED.
+            calls_max=max(CALLS_MAX, 2 * settings.requests_max),
+            request_bytes_max=max(REQUEST_BYTES_MAX, 2 * settings.request_bytes_max),
             metrics=self.metrics,
             tls=self._tls,
         )

@@ -24,7 +24,7 @@ from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.readiness import follow_readiness
-from flotta_runtime.server import GrpcServer, build_server, dialer
+from flotta_runtime.server import CALLS_MAX, REQUEST_BYTES_MAX, GrpcServer, build_server, dialer
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls import open_channel
 from flotta_runtime.tls_watch import follow_files
@@ -244,6 +244,10 @@ class StorageNode:
             ],
             listen=self._settings.listen,
             token=token,
+            transport=self._settings.transport,
+            # Refusals are to be the budget's, which says RATE_LIMITED.
+            calls_max=max(CALLS_MAX, 2 * self._settings.operations_max),
+            request_bytes_max=max(REQUEST_BYTES_MAX, 2 * self._settings.operation_bytes_max),
             metrics=self.metrics,
             tls=self._tls,
         )

@@ -13,10 +13,12 @@ from flotta_proto.kvdb import coordinator_pb2, coordinator_pb2_grpc, kvstore_pb2
 from flotta_runtime import errors, status
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.server import REFLECTION_SERVICES, Channel, GrpcServer, build_server, channel
+from flotta_runtime.settings import Transport
 from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+TRANSPORTS: tuple[Transport, ...] = ("grpcio", "native")
 RAISES: dict[bytes, Exception] = {
     b"not-leader": errors.NotLeader("h:1", shard_id="shard-1"),
     b"leader-unknown": errors.NotLeader(),
@@ -62,7 +64,8 @@ class Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
 
 
 class Running:
-    def __init__(self) -> None:
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
         self.metrics = Metrics("unit", "n")
         self.fatal: list[BaseException] = []
         self.server: GrpcServer = build_server(
@@ -76,6 +79,7 @@ class Running:
             ],
             listen="127.0.0.1:0",
             token="the-token",
+            transport=transport,
             metrics=self.metrics,
             on_fatal=self.fatal.append,
         )
@@ -96,9 +100,9 @@ class Running:
         )
 
 
-@pytest.fixture
-async def running() -> AsyncIterator[Running]:
-    made = Running()
+@pytest.fixture(params=TRANSPORTS)
+async def running(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    made = Running(request.param)
     port = await made.server.start()
     made.channel = channel(f"127.0.0.1:{port}", "the-token")
     yield made
@@ -275,7 +279,7 @@ async def test_reflection_in_both_versions(running: Running, service: str) -> No
 
 
 async def test_a_second_server_on_the_port_fails_loudly(running: Running) -> None:
-    second = build_server([], listen=f"127.0.0.1:{running.server.port}", token="t")
+    second = build_server([], listen=f"127.0.0.1:{running.server.port}", token="t", transport=running.transport)
     with pytest.raises(errors.StartupError, match=f"127.0.0.1:{running.server.port}"):
         await second.start()
     await second.stop(0)

@@ -1,5 +1,0 @@
-#![no_main]
-#[path = "../targets.rs"]
-mod targets;
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| targets::raft_log(input));
