@@ -10,11 +10,11 @@ PYTHON := $(VENV)/bin/python
 CLUSTER := $(PYTHON) scripts/local_cluster.py
 
 # What an install is made from; a change to any of it makes the next build do its work again.
-NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*') native/Cargo.toml native/Cargo.lock native/flotta_native.pyi native/pyproject.toml
+NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*' -not -path 'native/fuzz/*') native/Cargo.toml native/Cargo.lock native/flotta_native.pyi native/pyproject.toml
 PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
 
 .PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
-	test test-python test-native sim sim-planted bench bench-full overload compose-test proto docs wheels
+	test test-python test-native sim sim-planted bench bench-full overload fuzz compose-test proto docs wheels
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -109,6 +109,9 @@ bench-full: build ## all parts: also shards, values, nodes, saturation, start-up
 
 overload: build ## attacks of every kind on a gateway, beside a quiet client: a table
 	$(PYTHON) bench/overload.py
+
+fuzz: ## SECONDS=n: every decoder under a fuzzer for so long each; what it finds goes to native/fuzz/corpus
+	scripts/fuzz.sh $(or $(SECONDS),60)
 
 wheels: build ## every wheel that a server image needs, into dist/wheels
 	rm -rf dist/wheels && mkdir -p dist/wheels

@@ -114,10 +114,7 @@ class GatewayPuts:
         link, dispatcher, responses = self._link, self._dispatcher, self._responses
         for requests, replies in self._work:
             deadline_ms = SYSTEM_CLOCK.monotonic_ms() + 5_000
-
-            def done(response: Any) -> None:
-                responses.append(response.SerializeToString())
-
+            done = responses.append
             dispatcher.submit([Call(self.kind, self.parse(data), deadline_ms, done) for data in requests])
             answered = [(link.waiting.pop(reply.call), reply) for reply in ReplyFrame.FromString(replies).replies]
             dispatcher.replied(ADDRESS, answered)

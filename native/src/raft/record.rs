@@ -214,13 +214,18 @@ impl<'a> Reader<'a> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
+    /// A number that has a next one: of an index or an incarnation, one is always added to.
+    fn countable(&mut self) -> Option<u64> {
+        self.number().filter(|number| *number < u64::MAX)
+    }
+
     fn blob(&mut self) -> Option<&'a [u8]> {
         let length = self.short()? as usize;
         self.take(length)
     }
 
     fn base(&mut self) -> Option<Base> {
-        let (index, term) = (self.number()?, self.number()?);
+        let (index, term) = (self.countable()?, self.number()?);
         let mut conf = ConfState::default();
         conf.merge_from_bytes(self.blob()?).ok()?;
         Some(Base { index, term, conf })
@@ -235,8 +240,11 @@ impl<'a> Reader<'a> {
         let first = if count > 0 { self.number()? } else { 0 };
         let mut entries = Vec::new();
         for at in 0..u64::from(count) {
-            let mut entry =
-                Entry { index: first.checked_add(at)?, term: self.number()?, ..Default::default() };
+            let mut entry = Entry {
+                index: first.checked_add(at).filter(|index| *index < u64::MAX)?,
+                term: self.number()?,
+                ..Default::default()
+            };
             entry.set_entry_type(match self.byte()? {
                 0 => EntryType::EntryNormal,
                 1 => EntryType::EntryConfChange,
@@ -252,8 +260,8 @@ impl<'a> Reader<'a> {
     fn record(&mut self) -> Option<Record> {
         let (kind, group) = (self.byte()?, self.number()?);
         Some(match kind {
-            CHECKPOINT => Record::Checkpoint { node_num: group as u32, incarnation: self.number()? },
-            BOOT => Record::Boot { node_num: group as u32, incarnation: self.number()? },
+            CHECKPOINT => Record::Checkpoint { node_num: group as u32, incarnation: self.countable()? },
+            BOOT => Record::Boot { node_num: group as u32, incarnation: self.countable()? },
             STATE => {
                 let (replica, base, hard) = (self.number()?, self.base()?, self.hard()?);
                 let (present, manifest) = (self.byte()? == 1, self.blob()?.to_vec());
@@ -317,6 +325,25 @@ mod tests {
         let Record::State { installed, base, .. } = &records[1] else { panic!("{:?}", records[1]) };
         assert_eq!(installed.as_deref(), Some(&b"manifest"[..]));
         assert_eq!(base.conf.learners, vec![9]);
+    }
+
+    #[test]
+    fn numbers_that_nothing_can_follow_are_refused() {
+        let last = u64::MAX;
+        let base = Base { index: last, ..Default::default() };
+        type Write<'a> = &'a dyn Fn(&mut Writer<'_>);
+        let records: [Write<'_>; 5] = [
+            &|writer| writer.boot(1, last),
+            &|writer| writer.checkpoint(1, last),
+            &|writer| writer.compact(8, &base),
+            &|writer| writer.append(8, &[entry(last, 1, b"")]),
+            &|writer| writer.append(8, &[entry(last - 1, 1, b""), entry(last, 1, b"")]),
+        ];
+        for (at, write) in records.iter().enumerate() {
+            let mut bytes = Vec::new();
+            write(&mut Writer(&mut bytes));
+            assert_eq!(decode(&bytes), None, "record {at}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ from flotta_runtime.server import CALLS_MAX, MESSAGE_BYTES_MAX, REQUEST_BYTES_MA
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls_watch import follow_files
 
+from flotta_gateway.core.deadlines import Patience
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
 from flotta_gateway.dispatcher import NO_SHARDS, Dispatcher, DispatcherOptions
@@ -65,7 +66,8 @@ class Gateway:
         )
         self.links.events = self.dispatcher
         telemetry.watch(self.dispatcher, self.maps, self.links)
-        service = GatewayService(self.dispatcher, SYSTEM_CLOCK, settings.deadline_default_ms, settings.deadline_max_ms)
+        patience = Patience(settings.deadline_default_ms, settings.deadline_max_ms)
+        service = GatewayService(self.dispatcher, SYSTEM_CLOCK, patience)
         self._server = build_server(
             [(add_KvGatewayServicer_to_server, service, SERVICE_NAME)],
             listen=settings.listen,

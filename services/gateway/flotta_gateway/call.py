@@ -9,47 +9,35 @@ from typing import Protocol
 from flotta_proto.flotta.storage_pb2 import Operation
 
 from flotta_gateway.core import retry
-from flotta_gateway.core.replies import Request, Response
+from flotta_gateway.core.operations import Request
 from flotta_gateway.core.retry import Failure, History
 from flotta_gateway.core.shard_map import Route, ShardMap
 from flotta_gateway.storage_link import Attempt, StorageLink
 
 
 class Call:
-    """One request on its way. The gateway's state of it; the transport only reads `kind` and `request`."""
+    """One request on its way. The gateway's state of it; the transport only reads `kind` and `request`.
 
-    __slots__ = (
-        "any_replica",
-        "attempt",
-        "deadline_ms",
-        "done",
-        "history",
-        "kind",
-        "last",
-        "link",
-        "operation",
-        "request",
-        "resend",
-        "route",
-        "size",
-        "timer",
-    )
+    What most requests never need is set only once they do.
+    """
 
-    def __init__(self, kind: int, request: Request, deadline_ms: float, done: Callable[[Response], None]) -> None:
+    operation: Operation | None = None
+    size = 0
+    any_replica = False
+    route: Route | None = None
+    attempt: Attempt[Call] | None = None
+    link: StorageLink[Call] | None = None
+    history: History = retry.NEW
+    last: Failure | None = None
+    resend: retry.Resend | None = None  # parked until its timer or a new map
+    timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, kind: int, request: Request, deadline_ms: float, done: Callable[[bytes], None]) -> None:
         self.kind = kind
         self.request = request
+        self.key = request.key
         self.deadline_ms = deadline_ms  # on the monotonic clock
-        self.done: Callable[[Response], None] | None = done  # None: answered
-        self.size = 0
-        self.operation: Operation | None = None
-        self.any_replica = False
-        self.history: History = retry.NEW
-        self.last: Failure | None = None
-        self.route: Route | None = None
-        self.attempt: Attempt[Call] | None = None
-        self.link: StorageLink[Call] | None = None
-        self.resend: retry.Resend | None = None  # parked until its timer or a new map
-        self.timer: asyncio.TimerHandle | None = None
+        self.done: Callable[[bytes], None] | None = done  # takes the serialised response; None: answered
 
 
 class Links(Protocol):
@@ -77,6 +65,6 @@ class Observer(Protocol):
 
     def batch(self, size: int) -> None: ...
 
-    def answered(self, kind: int, code: int) -> None: ...
+    def answered(self, kind: int, code: int, count: int) -> None: ...
 
     def resent(self, code: int) -> None: ...

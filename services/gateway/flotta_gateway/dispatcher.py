@@ -15,17 +15,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flotta_proto.flotta.storage_pb2 import GET, Reply
-from flotta_proto.kvdb.gateway_pb2 import DeleteRequest, GetRequest, PutRequest, Status
+from flotta_proto.flotta.storage_pb2 import GET, Operation, Reply
+from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.clock import Clock
 from flotta_runtime.errors import FlottaError, KvCode, RateLimited, Unavailable
 
 from flotta_gateway.call import Call, Links, Maps, Observer
-from flotta_gateway.core import replies, retry, routing, validation
+from flotta_gateway.core import replies, retry, routing
 from flotta_gateway.core.deadlines import DeadlineWheel
-from flotta_gateway.core.replies import Response
+from flotta_gateway.core.operations import operation_of
 from flotta_gateway.core.retry import Failure, Fate
 from flotta_gateway.core.shard_map import Route
+from flotta_gateway.core.validation import Limits
 from flotta_gateway.storage_link import Attempt, Lost, Reason, StorageLink
 
 TICK_MS = 10
@@ -57,7 +58,7 @@ class Dispatcher:
         observer: Observer,
         clock: Clock,
         jitter: Callable[[], float],
-        limits: validation.Limits,
+        limits: Limits,
         options: DispatcherOptions,
     ) -> None:
         self._maps = maps
@@ -71,15 +72,14 @@ class Dispatcher:
         self._ticker: asyncio.TimerHandle | None = None
         self._parked: dict[Call, None] = {}
         self._ready: list[Call] = []  # parked calls to resume in this turn
-        self._open: set[Call] = set()
         self._bytes = 0
         self._number = 0
         self._spread = 0
 
     @property
     def calls_open(self) -> int:
-        """Calls not yet answered."""
-        return len(self._open)
+        """Calls not yet answered: those that have a deadline in the wheel."""
+        return len(self._wheel)
 
     @property
     def bytes_open(self) -> int:
@@ -91,13 +91,14 @@ class Dispatcher:
         self._observer.batch(len(calls))
         now_ms = self._clock.monotonic_ms()
         batches: _Batches = {}
-        for call in calls:
+        routes = self._maps.current.routes_of([call.key for call in calls])
+        for call, route in zip(calls, routes, strict=True):
             try:
                 self._admit(call)
             except FlottaError as error:
                 self._finish(call, replies.failure_response(call.kind, replies.refusal(error)), int(error.kv_code))
                 continue
-            self._launch(call, now_ms, batches, "", False)
+            self._launch(call, route, now_ms, batches)
         self._send(batches, now_ms)
         self._start_ticker()
 
@@ -110,12 +111,12 @@ class Dispatcher:
         """Resume the parked calls whose route is another one now."""
         current = self._maps.current
         for call in list(self._parked):
-            if current.route_of(call.request.key) is not call.route:
+            if current.route_of(call.key) is not call.route:
                 self._resume(call)
 
     def close(self) -> None:
         """Answer what is still open."""
-        for call in list(self._open):
+        for call in self._wheel:
             self._expire(call)
         if self._ticker is not None:
             self._ticker.cancel()
@@ -127,19 +128,22 @@ class Dispatcher:
         """Replies of a node, to be answered or resent in one pass."""
         now_ms = self._clock.monotonic_ms()
         batches: _Batches = {}
+        succeeded: dict[int, int] = {}
         for attempt, reply in answered:
             call = attempt.owner
             if call.attempt is not attempt:
                 continue
             call.attempt = None
-            if reply.code == OK:
-                self._finish(call, replies.SUCCESS[call.kind](call.request.key, reply), KvCode.OK)
+            if reply.code != OK:
+                self._refused(call, replies.failure_of(reply, address), now_ms, batches)
                 continue
-            failure = replies.failure_of(reply, address)
-            if failure.code in _RETRIED or call.history.in_doubt:
-                self._failed(call, failure, now_ms, batches)
-            else:
-                self._finish(call, replies.failure_response(call.kind, failure), int(failure.code))
+            kind, done, call.done = call.kind, call.done, None
+            self._release(call)
+            if done is not None:
+                succeeded[kind] = succeeded.get(kind, 0) + 1
+                done(replies.SUCCESS[kind](call.key, reply))
+        for kind, count in succeeded.items():
+            self._observer.answered(kind, OK, count)
         self._send(batches, now_ms)
 
     def lost(self, address: str, lost: Lost[Call]) -> None:
@@ -153,32 +157,33 @@ class Dispatcher:
 
     def _admit(self, call: Call) -> None:
         """Raise for a call that cannot be taken; count it otherwise."""
-        request = call.request
-        if isinstance(request, GetRequest):
-            validation.check_get(request)
-        elif isinstance(request, PutRequest):
-            validation.check_put(request, self._limits)
-            call.size = len(request.value)
-        elif isinstance(request, DeleteRequest):
-            validation.check_delete(request)
+        operation = operation_of(call.request, self._limits)
+        size = len(call.key) + len(operation.value)
         options = self._options
-        if len(self._open) >= options.calls_max or (self._bytes and self._bytes + call.size > options.bytes_max):
+        if len(self._wheel) >= options.calls_max or (self._bytes and self._bytes + size > options.bytes_max):
             raise RateLimited("too many requests are open on this gateway", retry_after_ms=OVERLOAD_RETRY_AFTER_MS)
         if self._maps.answered and not self._maps.current.initialised:
             raise Unavailable(NO_SHARDS)
-        call.operation = replies.operation_of(request)
-        call.any_replica = routing.any_replica_may_serve(call.operation)
-        call.size += len(request.key)
-        self._bytes += call.size
-        self._open.add(call)
+        if call.kind == GET:
+            call.any_replica = routing.any_replica_may_serve(operation)
+        call.operation = operation
+        call.size = size
+        self._bytes += size
 
-    def _launch(self, call: Call, now_ms: float, batches: _Batches, to: str, foreign_epoch: bool) -> None:
+    def _launch(
+        self,
+        call: Call,
+        route: Route | None,
+        now_ms: float,
+        batches: _Batches,
+        to: str = "",
+        foreign_epoch: bool = False,
+    ) -> None:
         """Put an attempt into `batches`, for `to` or whoever the map names."""
         operation = call.operation
         if operation is None or call.done is None:
             return
         self._spread += 1
-        route = self._maps.current.route_of(operation.key)
         call.route = route
         address = to
         if route is not None and not to:
@@ -191,10 +196,9 @@ class Dispatcher:
         expires_ms = min(call.deadline_ms, now_ms + self._options.attempt_ms) if repeatable else call.deadline_ms
         self._number += 1
         operation.call = self._number
-        operation.shard_id = route.shard_id
-        operation.epoch = 0 if foreign_epoch else route.epoch
         operation.deadline_ms = max(1, int(expires_ms - now_ms))
-        attempt = Attempt(self._number, operation.SerializeToString(), call)
+        head = Operation(shard_id=route.shard_id).SerializeToString() if foreign_epoch else route.operation_head
+        attempt = Attempt(self._number, head + operation.SerializeToString(), call)
         link = self._links.link_to(address)
         call.attempt = attempt
         call.link = link
@@ -251,6 +255,13 @@ class Dispatcher:
             why = "the shard of this key is not in the shard map"
         return Failure(Fate.NOT_SENT, KvCode.UNAVAILABLE, why)
 
+    def _refused(self, call: Call, failure: Failure, now_ms: float, batches: _Batches) -> None:
+        """The node's answer is a failure: tell it, unless another attempt may end better, or one in doubt was made."""
+        if failure.code in _RETRIED or call.history.in_doubt:
+            self._failed(call, failure, now_ms, batches)
+        else:
+            self._finish(call, replies.failure_response(call.kind, failure), int(failure.code))
+
     def _failed(self, call: Call, failure: Failure, now_ms: float, batches: _Batches) -> None:
         """Answer, resend into `batches`, or park."""
         operation = call.operation
@@ -275,7 +286,7 @@ class Dispatcher:
         if decision.refresh:
             self._maps.refresh_soon()
         if decision.delay_ms == 0:
-            self._launch(call, now_ms, batches, decision.to, False)
+            self._launch(call, self._maps.current.route_of(call.key), now_ms, batches, decision.to)
             return
         call.resend = decision
         self._parked[call] = None
@@ -302,10 +313,11 @@ class Dispatcher:
             resend, call.resend = call.resend, None
             to = ""
             moved = False
-            if resend is not None and current.route_of(call.request.key) is call.route:
+            route = current.route_of(call.key)
+            if resend is not None and route is call.route:
                 to = resend.hint
                 moved = bool(to) and call.last is not None and call.last.code == KvCode.SHARD_MOVED
-            self._launch(call, now_ms, batches, to, moved)
+            self._launch(call, route, now_ms, batches, to, moved)
         self._send(batches, now_ms)
 
     # Time
@@ -341,21 +353,21 @@ class Dispatcher:
         attempt, call.attempt = call.attempt, None
         return attempt is not None and call.link is not None and call.link.forget(attempt)
 
-    def _finish(self, call: Call, response: Response, code: int) -> None:
+    def _finish(self, call: Call, response: bytes, code: int) -> None:
         done, call.done = call.done, None
         self._release(call)
         if done is not None:
-            self._observer.answered(call.kind, code)
+            self._observer.answered(call.kind, code, 1)
             done(response)
 
     def _release(self, call: Call) -> None:
         if call.timer is not None:
             call.timer.cancel()
             call.timer = None
-        self._give_up_attempt(call)
+        if call.attempt is not None:
+            self._give_up_attempt(call)
         self._wheel.discard(call)
         self._parked.pop(call, None)
-        if call in self._open:
-            self._open.discard(call)
-            self._bytes -= call.size
+        self._bytes -= call.size
+        call.size = 0
         call.operation = None

@@ -2,8 +2,6 @@
 
 A frame to a node costs as much as 50 loop turns. So while other requests are open, a batch is held until no further
 request has arrived for some turns; with none open there is no load, and a request goes at once.
-
-The client's deadline is the request's; a client that sets none, or a very late one, gets the configured limit.
 """
 
 from __future__ import annotations
@@ -24,12 +22,10 @@ from flotta_proto.kvdb.gateway_pb2_grpc import KvGatewayServicer
 from flotta_runtime.clock import Clock
 
 from flotta_gateway.call import Call
-from flotta_gateway.core.replies import Request, Response
+from flotta_gateway.core.deadlines import Patience
+from flotta_gateway.core.operations import Request
 from flotta_gateway.dispatcher import Dispatcher
 
-# Answer a little before the client's own timer rings, so that it hears more than DEADLINE_EXCEEDED.
-_EARLY_MS_MAX = 20.0
-_EARLY_SHARE = 0.05
 # grpc.aio takes some turns to hand over a request.
 _QUIET_TURNS = 8
 _BATCH_MAX = 64
@@ -40,11 +36,10 @@ R = TypeVar("R", GetResponse, PutResponse, DeleteResponse)
 class GatewayService(KvGatewayServicer):
     """The client API."""
 
-    def __init__(self, dispatcher: Dispatcher, clock: Clock, deadline_ms_default: int, deadline_ms_max: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, clock: Clock, patience: Patience) -> None:
         self._dispatcher = dispatcher
         self._clock = clock
-        self._deadline_ms_default = deadline_ms_default
-        self._deadline_ms_max = deadline_ms_max
+        self._patience = patience
         self._batch: list[Call] = []
         self._counted = 0  # size of the batch at the last turn
         self._quiet_turns = 0
@@ -60,24 +55,23 @@ class GatewayService(KvGatewayServicer):
 
     async def _handle(self, kind: int, request: Request, context: Any, expected: type[R]) -> R:
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Response] = loop.create_future()
+        answer: asyncio.Future[bytes] = loop.create_future()
 
-        def deliver(response: Response) -> None:
+        def deliver(response: bytes) -> None:
             if not answer.done():  # the client may be gone, and this handler about to notice
                 answer.set_result(response)
 
-        call = Call(kind, request, self._deadline_ms(context.time_remaining()), deliver)
+        remaining_s = context.time_remaining()
+        remaining_ms = None if remaining_s is None else remaining_s * 1000
+        call = Call(kind, request, self._patience.deadline_ms(self._clock.monotonic_ms(), remaining_ms), deliver)
         if not self._batch:
             loop.call_soon(self._gather, loop)
         self._batch.append(call)
         try:
-            response = await answer
+            return expected.FromString(await answer)
         except asyncio.CancelledError:
             self._dispatcher.abandon(call)
             raise
-        if not isinstance(response, expected):
-            raise TypeError(f"{type(response).__name__} answers a request that expects {expected.__name__}")
-        return response
 
     def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
         """Once a turn, from the first request of a batch until the batch goes."""
@@ -90,11 +84,3 @@ class GatewayService(KvGatewayServicer):
         batch, self._batch = self._batch, []
         self._counted = self._quiet_turns = 0
         self._dispatcher.submit(batch)
-
-    def _deadline_ms(self, remaining_s: float | None) -> float:
-        now_ms = self._clock.monotonic_ms()
-        if remaining_s is None:
-            return now_ms + self._deadline_ms_default
-        remaining_ms = remaining_s * 1000
-        early_ms = min(_EARLY_MS_MAX, remaining_ms * _EARLY_SHARE)
-        return now_ms + min(remaining_ms - early_ms, self._deadline_ms_max)

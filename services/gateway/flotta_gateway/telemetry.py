@@ -62,13 +62,13 @@ class Telemetry:
         """Requests that were routed together."""
         self._batches.observe(size)
 
-    def answered(self, kind: int, code: int) -> None:
-        """One request got its answer."""
+    def answered(self, kind: int, code: int, count: int) -> None:
+        """So many requests got their answer."""
         child = self._answered.get((kind, code))
         if child is None:
             names = (OperationKind.Name(kind), Status.Code.Name(code))  # type: ignore[arg-type]
             child = self._answered[kind, code] = self._requests.labels(*names)
-        child.inc()
+        child.inc(count)
 
     def resent(self, code: int) -> None:
         """One attempt failed, and another follows."""

@@ -92,13 +92,13 @@ async def test_a_batch_goes_in_one_frame_per_node(cluster: FakeCluster, start_ga
     await stub.Get(gw.GetRequest(key=b"warm"))
     for node in cluster.nodes:
         node.frames.clear()
-    answers: list[Any] = []
+    answers: list[bytes] = []
     deadline_ms = time.monotonic() * 1000 + 5000
     gateway.dispatcher.submit(
         [Call(sp.PUT, gw.PutRequest(key=b"k%d" % i, value=b"v"), deadline_ms, answers.append) for i in range(200)]
     )
     await wait_until(lambda: len(answers) == 200)
-    assert all(answer.status.code == Status.OK for answer in answers)
+    assert all(gw.PutResponse.FromString(answer).status.code == Status.OK for answer in answers)
     assert [len(node.frames) for node in cluster.nodes] == [1, 1, 1]
     assert sum(node.frames[0] for node in cluster.nodes) == 200
     assert gateway.dispatcher.calls_open == gateway.dispatcher.bytes_open == 0

@@ -1,4 +1,4 @@
-"""A timing wheel: thousands of deadlines, of which nearly all are cancelled before they come due.
+"""How long a request may take, and a timing wheel: thousands of deadlines, nearly all cancelled before they come due.
 
 Adding and removing are O(1) and a removed item is held on to by nobody. Items come due up to one tick late, never
 early. Time is a parameter, in milliseconds.
@@ -6,9 +6,30 @@ early. Time is a parameter, in milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+# Answer a little before the client's own timer rings, so that it hears more than DEADLINE_EXCEEDED.
+_EARLY_MS_MAX = 20.0
+_EARLY_SHARE = 0.05
+
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """The client's deadline is the request's; one that sets none, or a very late one, gets the configured limit."""
+
+    default_ms: int
+    longest_ms: int
+
+    def deadline_ms(self, now_ms: float, remaining_ms: float | None) -> float:
+        """On the clock of `now_ms`, for a client that waits for `remaining_ms` more."""
+        if remaining_ms is None:
+            return now_ms + self.default_ms
+        early_ms = min(_EARLY_MS_MAX, remaining_ms * _EARLY_SHARE)
+        return now_ms + min(remaining_ms - early_ms, self.longest_ms)
 
 
 class DeadlineWheel(Generic[Item]):
@@ -24,6 +45,10 @@ class DeadlineWheel(Generic[Item]):
 
     def __len__(self) -> int:
         return len(self._ticks)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Everything that is in the wheel now, in no order."""
+        return iter(list(self._ticks))
 
     def set(self, item: Item, at_ms: float) -> None:
         """Let `item` come due at `at_ms`, whatever was set before."""

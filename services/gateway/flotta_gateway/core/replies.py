@@ -1,4 +1,4 @@
-"""Between the client's messages and the storage nodes': requests to operations, replies to responses.
+"""From a storage node's replies to the responses of clients, as bytes ready to be sent.
 
 As in KvDB, what an operation came to travels in `status` of a reply whose gRPC status is OK.
 """
@@ -6,6 +6,7 @@ As in KvDB, what an operation came to travels in `status` of a reply whose gRPC 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import cast
 
 from flotta_proto.flotta import storage_pb2 as storage
@@ -13,39 +14,6 @@ from flotta_proto.kvdb import gateway_pb2 as gateway
 from flotta_runtime.errors import FlottaError, KvCode
 
 from flotta_gateway.core.retry import Failure, Fate
-
-Request = gateway.GetRequest | gateway.PutRequest | gateway.DeleteRequest
-Response = gateway.GetResponse | gateway.PutResponse | gateway.DeleteResponse
-
-
-def operation_of(request: Request) -> storage.Operation:
-    """The operation a request asks for, but for its call number, route and deadline, which belong to an attempt."""
-    if isinstance(request, gateway.GetRequest):
-        options = request.options
-        return storage.Operation(
-            kind=storage.GET,
-            key=request.key,
-            consistency=options.consistency,
-            read_mode=options.read_mode,
-            max_staleness_ms=options.max_staleness_ms,
-            session_revision=options.session_revision,
-            head_only=request.head_only,
-        )
-    write = request.options
-    request_id = request.ctx.request_id if write.require_idempotency else ""
-    if isinstance(request, gateway.PutRequest):
-        return storage.Operation(
-            kind=storage.PUT,
-            key=request.key,
-            value=request.value,
-            ttl_ms=write.ttl_ms,
-            if_version_equals=write.if_version_equals,
-            if_not_exists=write.if_not_exists,
-            request_id=request_id,
-        )
-    return storage.Operation(
-        kind=storage.DELETE, key=request.key, if_version_equals=write.if_version_equals, request_id=request_id
-    )
 
 
 def failure_of(reply: storage.Reply, address: str) -> Failure:
@@ -80,10 +48,9 @@ def refusal(error: FlottaError) -> Failure:
     )
 
 
-def get_response(key: bytes, reply: storage.Reply) -> gateway.GetResponse:
+def get_response(key: bytes, reply: storage.Reply) -> bytes:
     """The response to a Get that found its key."""
-    return gateway.GetResponse(
-        status=gateway.Status(code=gateway.Status.OK, shard_id=reply.shard_id),
+    response = gateway.GetResponse(
         kv=gateway.KeyValue(
             key=key,
             value=reply.value,
@@ -94,41 +61,45 @@ def get_response(key: bytes, reply: storage.Reply) -> gateway.GetResponse:
         ),
         revision=reply.revision,
     )
+    return _done(reply.shard_id) + response.SerializeToString()
 
 
-def put_response(_key: bytes, reply: storage.Reply) -> gateway.PutResponse:
+def put_response(_key: bytes, reply: storage.Reply) -> bytes:
     """The response to a Put that was done."""
-    return gateway.PutResponse(
-        status=gateway.Status(code=gateway.Status.OK, shard_id=reply.shard_id),
-        version=reply.version,
-        revision=reply.revision,
-    )
+    response = gateway.PutResponse(version=reply.version, revision=reply.revision)
+    return _done(reply.shard_id) + response.SerializeToString()
 
 
-def delete_response(_key: bytes, reply: storage.Reply) -> gateway.DeleteResponse:
+def delete_response(_key: bytes, reply: storage.Reply) -> bytes:
     """The response to a Delete that was done."""
-    return gateway.DeleteResponse(
-        status=gateway.Status(code=gateway.Status.OK, shard_id=reply.shard_id),
-        version=reply.version,
-        revision=reply.revision,
-    )
+    response = gateway.DeleteResponse(version=reply.version, revision=reply.revision)
+    return _done(reply.shard_id) + response.SerializeToString()
 
 
-SUCCESS: dict[int, Callable[[bytes, storage.Reply], Response]] = {
+@lru_cache(maxsize=4096)
+def _done(shard_id: str) -> bytes:
+    """What every response of a shard begins with, whichever request it answers: `status` is field 1 of them all.
+
+    Two parts of one message, each serialised, are the message when put together."""
+    status = gateway.Status(code=gateway.Status.OK, shard_id=shard_id)
+    return gateway.PutResponse(status=status).SerializeToString()
+
+
+SUCCESS: dict[int, Callable[[bytes, storage.Reply], bytes]] = {
     storage.GET: get_response,
     storage.PUT: put_response,
     storage.DELETE: delete_response,
 }
-_EMPTY: dict[int, type[gateway.GetResponse] | type[gateway.PutResponse] | type[gateway.DeleteResponse]] = {
+MESSAGE: dict[int, type[gateway.GetResponse] | type[gateway.PutResponse] | type[gateway.DeleteResponse]] = {
     storage.GET: gateway.GetResponse,
     storage.PUT: gateway.PutResponse,
     storage.DELETE: gateway.DeleteResponse,
 }
 
 
-def failure_response(kind: int, failure: Failure) -> Response:
+def failure_response(kind: int, failure: Failure) -> bytes:
     """The response to a request that was not done, or perhaps not."""
-    return _EMPTY[kind](
+    response = MESSAGE[kind](
         status=gateway.Status(
             code=cast("gateway.Status.Code.ValueType", int(failure.code)),
             message=failure.message,
@@ -137,3 +108,4 @@ def failure_response(kind: int, failure: Failure) -> Response:
             retry_after_ms=failure.retry_after_ms,
         )
     )
+    return response.SerializeToString()

@@ -10,9 +10,10 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flotta_proto.flotta.storage_pb2 import Operation
 from flotta_proto.kvdb.coordinator_pb2 import (
     DEAD,
     ClusterState,
@@ -20,7 +21,7 @@ from flotta_proto.kvdb.coordinator_pb2 import (
     ShardMapDelta,
     ShardRecord,
 )
-from flotta_runtime.hashing import key_hash
+from flotta_runtime.hashing import key_hash, key_hashes
 
 
 class ForeignClusterError(Exception):
@@ -35,6 +36,12 @@ class Route:
     epoch: int
     leader: str  # empty: not known, or its node is dead
     replicas: tuple[str, ...]  # in map order, living nodes before dead ones
+    # The part of an operation that is the same for all of the shard, serialised: its id and epoch.
+    operation_head: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        head = Operation(shard_id=self.shard_id, epoch=self.epoch).SerializeToString()
+        object.__setattr__(self, "operation_head", head)
 
     def candidates(self) -> tuple[str, ...]:
         """Every address worth asking, the leader's first."""
@@ -71,6 +78,11 @@ class ShardMap:
     def route_of(self, key: bytes) -> Route | None:
         """The route of a key; None when its shard is not in the map."""
         return self.routes[key_hash(key) % self.num_shards] if self.num_shards else None
+
+    def routes_of(self, keys: Sequence[bytes]) -> list[Route | None]:
+        """The routes of many keys, hashed in one go."""
+        count, routes = self.num_shards, self.routes
+        return [routes[key_hash % count] for key_hash in key_hashes(keys)] if count else [None] * len(keys)
 
     def addresses(self) -> frozenset[str]:
         """The addresses of all nodes that hold replicas."""
