@@ -36,6 +36,7 @@ __all__ = [
     "ROLE_LEADER",
     "ROLE_PRE_CANDIDATE",
     "Batch",
+    "ClientTls",
     "FailpointReached",
     "GroupStatus",
     "HostFailed",
@@ -48,6 +49,7 @@ __all__ = [
     "RpcPeer",
     "RpcServer",
     "RpcStats",
+    "ServerTls",
     "SimDisk",
     "__version__",
     "key_hashes",
@@ -171,6 +173,30 @@ class RpcPeer:
     tls_common_name: str | None  # of a verified client certificate
     tls_sans: list[str]
 
+@final
+class ServerTls:
+    """What a port shows, in PEM form; with `client_ca_pem`, clients must show a certificate one of these has signed."""
+
+    def __new__(cls, cert_pem: bytes, key_pem: bytes, client_ca_pem: bytes | None = None) -> ServerTls:
+        """ValueError says what is wrong."""
+    def replace(self, cert_pem: bytes, key_pem: bytes, client_ca_pem: bytes | None = None) -> None:
+        """For connections made from now on. ValueError, and nothing changed, for something that cannot be used."""
+
+@final
+class ClientTls:
+    """Whom connections to others trust, and what they show, in PEM form."""
+
+    def __new__(
+        cls,
+        ca_pem: bytes,
+        cert_pem: bytes | None = None,
+        key_pem: bytes | None = None,
+        server_name: str | None = None,
+    ) -> ClientTls:
+        """`server_name` is looked for in their certificates, instead of the host. ValueError says what is wrong."""
+    def replace(self, ca_pem: bytes, cert_pem: bytes | None = None, key_pem: bytes | None = None) -> None:
+        """For connections made from now on. ValueError, and nothing changed, for something that cannot be used."""
+
 # Metadata of a call: a value is bytes where its key ends in "-bin".
 _Metadata = Sequence[tuple[str, str | bytes]]
 _Received = tuple[tuple[str, str | bytes], ...]
@@ -237,10 +263,12 @@ class RpcServer:
         stall_ms: int = 20_000,
         stream_window_bytes: int = 1 << 20,
         compress_bytes_min: int = 1_024,
+        tls: ServerTls | None = None,
         links: LinkHub | None = None,
     ) -> RpcServer:
         """`methods`: (path, whether any side streams); a method's number is its position. Any other path is answered
-        UNIMPLEMENTED. With `links`, the hub's links may come to the same port. ValueError names the bad option."""
+        UNIMPLEMENTED. With `tls` nothing else is spoken. With `links`, the hub's links may come to the same port.
+        ValueError names the bad option."""
     def start(self, listen: str) -> int:
         """Listen on all addresses of `host:port`, or `unix:/path`. May be called again for another one. Returns the
         port (0 for a path). OSError."""
@@ -277,8 +305,8 @@ class RpcServer:
     def stats(self) -> RpcStats: ...
     def notices(self) -> list[tuple[str, str, int]]:
         """(kind, address of the first, count) of attacks and faults since the last call, one a kind:
-        accept_failed, frame_flood, reset_flood, too_many_calls, too_many_connections, unfinished_request,
-        unread_connection, unread_replies, unread_reply."""
+        accept_failed, frame_flood, reset_flood, tls_failed, too_many_calls, too_many_connections,
+        unfinished_request, unread_connection, unread_replies, unread_reply."""
 
 @final
 class SimDisk:

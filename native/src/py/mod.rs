@@ -10,6 +10,7 @@ mod link;
 mod peer;
 mod rpc;
 mod rpc_values;
+mod tls;
 mod values;
 
 use crate::raft::error::{Fatal, OpenError};
@@ -92,6 +93,8 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<batch::Batch>()?;
     module.add_class::<disk::SimDisk>()?;
     module.add_class::<peer::RpcPeer>()?;
+    module.add_class::<tls::ServerTls>()?;
+    module.add_class::<tls::ClientTls>()?;
     module.add_class::<rpc_values::RpcStats>()?;
     module.add_class::<rpc::RpcServer>()?;
     module.add_class::<link::LinkStats>()?;

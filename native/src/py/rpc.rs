@@ -2,6 +2,7 @@
 
 use super::link::LinkHub;
 use super::rpc_values::{headers_of, metadata_tuple, peer_of, RpcStats};
+use super::tls::ServerTls;
 use crate::rpc::codec::frame;
 use crate::rpc::inbox::{StreamEvent, Unary, What};
 use crate::rpc::limits::Options;
@@ -92,7 +93,7 @@ impl RpcServer {
         request_bytes_max=256 << 20, reply_bytes_max=256 << 20, connections_max=10_000,
         streams_per_connection_max=1_000, resets_per_second_max=5_000, keepalive_ms=30_000,
         keepalive_timeout_ms=10_000, stall_ms=20_000, stream_window_bytes=1 << 20, compress_bytes_min=1_024,
-        links=None,
+        tls=None, links=None,
     ))]
     #[allow(clippy::too_many_arguments)] // the keyword options of the contract
     fn new(
@@ -110,6 +111,7 @@ impl RpcServer {
         stall_ms: u64,
         stream_window_bytes: usize,
         compress_bytes_min: usize,
+        tls: Option<&Bound<'_, ServerTls>>,
         links: Option<&Bound<'_, LinkHub>>,
     ) -> PyResult<Self> {
         let options = Options {
@@ -129,7 +131,8 @@ impl RpcServer {
         };
         options.check().map_err(PyValueError::new_err)?;
         let links = links.map(|links| links.get().hub.clone());
-        let server = Server::new(methods, options, links).map_err(PyValueError::new_err)?;
+        let tls = tls.map(|tls| tls.get().tls.clone());
+        let server = Server::new(methods, options, tls, links).map_err(PyValueError::new_err)?;
         Ok(RpcServer { server, started: AtomicBool::new(false) })
     }
 

@@ -6,6 +6,8 @@ use super::socket::Socket;
 use crate::io::handle;
 use crate::link;
 use crate::peer::Peer;
+use crate::tls::ALPN_LINK;
+use crate::x509::names;
 use socket2::{Domain, Type};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -174,16 +177,39 @@ fn take_in(server: &Arc<Server>, socket: Socket, peer: Peer) {
 
 async fn serve(server: &Arc<Server>, socket: Socket, peer: Peer) {
     // Nobody waits for ever for a peer that never says a word.
-    let Ok(Ok(Some(first))) = timeout(server.options.stall, socket.first_byte()).await else {
+    let patience = server.options.stall;
+    let Some(tls) = &server.tls else {
+        return match timeout(patience, socket.first_byte()).await {
+            Ok(Ok(Some(LINK_FIRST_BYTE))) if server.links.is_some() => serve_link(server, socket, peer).await,
+            Ok(Ok(Some(_))) => serve_grpc(server, socket, peer).await,
+            _ => server.counters.failed_handshakes.add(1),
+        };
+    };
+    let Ok(Ok(stream)) = timeout(patience, tls.accept(socket)).await else {
         server.counters.failed_handshakes.add(1);
+        server.notices.note("tls_failed", &peer.address);
         return;
     };
-    match &server.links {
-        Some(hub) if first == LINK_FIRST_BYTE => link::dial::serve(hub.clone(), socket, peer).await,
-        _ => {
-            let conn = server.add_connection(peer);
-            connection::serve(socket, conn.clone()).await;
-            server.remove_connection(&conn);
-        }
+    let session = stream.get_ref().1;
+    let peer = match session.peer_certificates().and_then(|chain| names(chain.first()?)) {
+        Some(names) => Peer { tls_common_name: names.common_name, tls_sans: names.sans, ..peer },
+        None => peer,
+    };
+    if session.alpn_protocol() == Some(ALPN_LINK) {
+        serve_link(server, stream, peer).await;
+    } else {
+        serve_grpc(server, stream, peer).await;
     }
+}
+
+async fn serve_link<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(server: &Server, io: T, peer: Peer) {
+    if let Some(hub) = &server.links {
+        link::dial::serve(hub.clone(), io, peer).await;
+    }
+}
+
+async fn serve_grpc<T: AsyncRead + AsyncWrite + Unpin>(server: &Arc<Server>, io: T, peer: Peer) {
+    let conn = server.add_connection(peer);
+    connection::serve(io, conn.clone()).await;
+    server.remove_connection(&conn);
 }

@@ -17,6 +17,7 @@ use super::status::{Status, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
 use super::writer::{Outcome, Writer};
 use crate::link::hub::Hub;
 use crate::peer::Peer;
+use crate::tls::ServerTls;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
@@ -60,6 +61,8 @@ pub struct Server {
     pub request_bytes: Room,
     pub reply_bytes: Room,
     pub listening: Listening,
+    /// Every port speaks it, or none.
+    pub tls: Option<Arc<ServerTls>>,
     /// Whose connections come to the same port.
     pub links: Option<Arc<Hub>>,
     routes: HashMap<Box<str>, Route>,
@@ -84,6 +87,7 @@ impl Server {
     pub fn new(
         methods: Vec<(String, bool)>,
         options: Options,
+        tls: Option<Arc<ServerTls>>,
         links: Option<Arc<Hub>>,
     ) -> io::Result<Arc<Server>> {
         let ready = Arc::new(Ready::default());
@@ -100,6 +104,7 @@ impl Server {
             request_bytes: Room::new(options.request_bytes_max),
             reply_bytes: Room::new(options.reply_bytes_max),
             listening: Listening::default(),
+            tls,
             links,
             routes: methods.into_iter().enumerate().map(route).collect(),
             calls: Mutex::new(Calls::new(ready.clone())),
