@@ -29,6 +29,7 @@ __all__ = [
     "LINK_DOWN",
     "LINK_FRAME",
     "LINK_HELLO",
+    "LINK_NOT_SPOKEN",
     "LINK_REFUSED",
     "LINK_UP",
     "ROLE_CANDIDATE",
@@ -330,6 +331,9 @@ LINK_UP: Final[int]  # greeting: bytes; an outgoing link was accepted
 LINK_REFUSED: Final[int]  # reason: str; LINK_DOWN follows
 LINK_FRAME: Final[int]  # bytes
 LINK_DOWN: Final[int]  # reason: str; the last event of every link
+LINK_NOT_SPOKEN: Final[str]
+"""The reason in LINK_DOWN when the peer did not answer as a link does: something else listens there, a plain gRPC
+server say, or it ended just then."""
 
 @final
 class LinkStats:
@@ -388,6 +392,8 @@ class LinkHub:
     def close(self, link: int, reason: str) -> None:
         """Take no more frames, write those that were taken, and tell the peer why; LINK_DOWN when that is done, or
         not possible within `keepalive_timeout_ms`. Frames that were read before still come."""
+    def shut_down(self) -> None:
+        """End links and listeners now; nothing is told any more. Idempotent, and what happens to a forgotten hub."""
     def attach_raft(self, host: RaftHost) -> None:
         """From now on this host's frames to a node with a bound link go straight to it, and wake nobody here. They
         still come out of `RaftHost.poll` for other nodes. RuntimeError in manual mode, or beside another host."""

@@ -6,23 +6,20 @@
 
 use super::endpoint::{Link, Phase, Role};
 use super::hub::{Counters, Event, Hub, What};
+use super::pipe::Pipe;
 use super::wire::{self, Frame, Kind};
-use bytes::{Buf, Bytes, BytesMut};
-use std::collections::VecDeque;
+use bytes::{Bytes, BytesMut};
 use std::future::Future;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep_until, Instant, Sleep};
 
-const READ_BYTES_FIRST: usize = 8 << 10;
-const READ_BYTES_MAX: usize = 256 << 10;
 /// Taken from the queue at once: what comes later can still go before the rest.
 const WRITE_BYTES: usize = 256 << 10;
-const SLICES_MAX: usize = 32;
 /// Answers to PINGs that nobody reads.
 const CONTROL_BYTES_MAX: usize = 1 << 10;
 
@@ -39,20 +36,34 @@ enum Stage {
 }
 
 /// Why it ended, for LINK_DOWN.
-type Ended = String;
+pub struct Ended {
+    reason: String,
+    /// The peer does not know yet.
+    tell: bool,
+}
+
+impl Ended {
+    /// Found out here: the peer is told, if it can be.
+    fn here(reason: impl Into<String>) -> Ended {
+        Ended { reason: reason.into(), tell: true }
+    }
+
+    /// By the peer, or by what is between us.
+    fn there(reason: impl Into<String>) -> Ended {
+        Ended { reason: reason.into(), tell: false }
+    }
+}
+
+/// Of an outgoing link whose preface was not answered as a link answers.
+pub const NOT_SPOKEN: &str = "the peer does not speak links";
 
 pub struct Connection<IO> {
     hub: Arc<Hub>,
     link: Arc<Link>,
-    io: IO,
+    pipe: Pipe<IO>,
     incoming: bool,
     stage: Stage,
-    inbox: BytesMut,
-    read_bytes: usize,
-    outgoing: VecDeque<Bytes>,
-    unflushed: bool,
     closing: bool,
-    shut: bool,
     heard_at: Instant,
     asked_at: Option<Instant>,
     wrote_at: Instant,
@@ -77,13 +88,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
             stage: if incoming { Stage::Preface } else { Stage::Greeting },
             hub,
             link,
-            io,
-            inbox: BytesMut::new(),
-            read_bytes: READ_BYTES_FIRST,
-            outgoing: VecDeque::new(),
-            unflushed: false,
+            pipe: Pipe::new(io),
             closing: false,
-            shut: false,
             heard_at: now,
             asked_at: None,
             wrote_at: now,
@@ -107,7 +113,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
             self.link.lock().finish();
             self.hub.remove(&self.link);
         } else {
-            end(&self.hub, &self.link, ended);
+            end(&self.hub, &self.link, ended.reason);
         }
     }
 
@@ -116,7 +122,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         let ended = self.step().and(worked);
         self.hub.publish(&mut self.events);
         match ended {
-            Err(ended) => Poll::Ready(ended),
+            Err(ended) => {
+                if ended.tell {
+                    self.say_bye(cx, &ended.reason);
+                }
+                Poll::Ready(ended)
+            }
             Ok(()) => Poll::Pending,
         }
     }
@@ -132,7 +143,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         self.write(cx)?;
         loop {
             let next = self.mind_the_time()?;
-            if self.link.lock().queue.has_waiting() && self.outgoing.is_empty() {
+            if self.link.lock().queue.has_waiting() && self.pipe.outgoing.is_empty() {
                 self.write(cx)?;
             }
             if self.timer.is_elapsed() || next < self.timer.deadline() {
@@ -144,13 +155,27 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         }
     }
 
+    /// Once, if a frame can begin now: a peer that takes nothing is not waited for.
+    fn say_bye(&mut self, cx: &mut Context<'_>, reason: &str) {
+        let begun = !self.pipe.outgoing.is_empty() || self.link.lock().queue.is_mid_frame();
+        if begun || matches!(self.stage, Stage::Preface | Stage::Hello) {
+            return;
+        }
+        let mut bye = BytesMut::new();
+        wire::put(&mut bye, Kind::Bye, wire::short(reason).as_bytes());
+        self.pipe.outgoing.push_back(bye.freeze());
+        // What becomes of it is nobody's concern any more.
+        let _ = self.pipe.poll_write(cx);
+        let _ = self.pipe.poll_flush(cx);
+    }
+
     /// Everything for the host that came in this turn.
     fn step(&mut self) -> Result<(), Ended> {
         match self.role {
             Role::RaftFrom(node_num) if !self.steps.is_empty() => {
                 Counters::add(&self.hub.counters.raft_frames_in, self.steps.len() as u64);
                 let steps = std::mem::take(&mut self.steps);
-                self.hub.raft.step(node_num, self.sender_wall_ms, steps)
+                self.hub.raft.step(node_num, self.sender_wall_ms, steps).map_err(Ended::here)
             }
             _ => Ok(()),
         }
@@ -162,7 +187,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         state.watch(cx);
         self.role = state.role;
         if state.abort {
-            return Err(state.reason.clone());
+            return Err(Ended::here(state.reason.clone()));
         }
         if state.phase == Phase::Up && self.stage == Stage::Greeting {
             self.stage = Stage::Up;
@@ -170,7 +195,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         }
         if state.phase == Phase::Closing && !self.closing {
             if !self.incoming && self.stage == Stage::Greeting {
-                return Err(state.reason.clone());
+                return Err(Ended::here(state.reason.clone()));
             }
             self.closing = true;
             self.stage = Stage::Over;
@@ -182,27 +207,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
     /// Write until nothing waits or nothing is taken.
     fn write(&mut self, cx: &mut Context<'_>) -> Result<(), Ended> {
         loop {
-            if self.outgoing.is_empty() && !self.take_outgoing() {
+            if self.pipe.outgoing.is_empty() && !self.take_outgoing() {
                 break;
             }
-            match self.write_some(cx) {
+            match self.pipe.poll_write(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Err(error)) => return Err(self.broken(&error)),
                 Poll::Ready(Ok(bytes)) => self.note_written(bytes),
             }
         }
-        if self.unflushed {
-            match Pin::new(&mut self.io).poll_flush(cx) {
-                Poll::Ready(Ok(())) => self.unflushed = false,
-                Poll::Ready(Err(error)) => return Err(self.broken(&error)),
-                Poll::Pending => {}
-            }
+        if let Poll::Ready(Err(error)) = self.pipe.poll_flush(cx) {
+            return Err(self.broken(&error));
         }
-        if self.closing && self.outgoing.is_empty() && !self.unflushed && !self.shut {
-            match Pin::new(&mut self.io).poll_shutdown(cx) {
-                Poll::Ready(_) => self.shut = true,
-                Poll::Pending => {}
-            }
+        if self.closing && self.pipe.is_drained() {
+            self.pipe.shut_down(cx);
         }
         Ok(())
     }
@@ -217,41 +235,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         if !state.queue.has_waiting() {
             return false;
         }
-        state.queue.take(&mut self.outgoing, WRITE_BYTES, wall_ms());
+        state.queue.take(&mut self.pipe.outgoing, WRITE_BYTES, wall_ms());
         self.wrote_at = Instant::now();
         true
     }
 
-    fn write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.unflushed = true;
-        let written = if self.io.is_write_vectored() && self.outgoing.len() > 1 {
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let mut count = 0;
-            for (slice, chunk) in slices.iter_mut().zip(&self.outgoing) {
-                *slice = IoSlice::new(chunk);
-                count += 1;
-            }
-            Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count])
-        } else {
-            let chunk = self.outgoing.front().map_or(&[][..], |chunk| chunk);
-            Pin::new(&mut self.io).poll_write(cx, chunk)
-        };
-        match written {
-            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            written => written,
-        }
-    }
-
     fn note_written(&mut self, bytes: usize) {
-        let mut left = bytes;
-        while let Some(chunk) = self.outgoing.front_mut() {
-            if chunk.len() > left {
-                chunk.advance(left);
-                break;
-            }
-            left -= chunk.len();
-            self.outgoing.pop_front();
-        }
         self.wrote_at = Instant::now();
         Counters::add(&self.hub.counters.bytes_out, bytes as u64);
         let mut state = self.link.lock();
@@ -273,24 +262,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         if self.paused {
             return Ok(false);
         }
-        if self.inbox.capacity() - self.inbox.len() < self.read_bytes / 2 {
-            self.inbox.reserve(self.read_bytes);
-        }
-        let mut buffer = ReadBuf::uninit(self.inbox.spare_capacity_mut());
-        match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+        let bytes = match self.pipe.poll_read(cx) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Err(error)) => return Err(self.broken(&error)),
-            Poll::Ready(Ok(())) => {}
-        }
-        let (bytes, filled) = (buffer.filled().len(), buffer.remaining() == 0);
-        if bytes == 0 {
-            return Err(self.broken(&io::ErrorKind::UnexpectedEof.into()));
-        }
-        // SAFETY: the reader filled this many bytes of the spare capacity.
-        unsafe { self.inbox.set_len(self.inbox.len() + bytes) };
-        if filled {
-            self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
-        }
+            Poll::Ready(Ok(bytes)) => bytes,
+        };
         Counters::add(&self.hub.counters.bytes_in, bytes as u64);
         self.heard_at = Instant::now();
         self.asked_at = None;
@@ -299,18 +275,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
     }
 
     fn take_frames(&mut self) -> Result<(), Ended> {
-        let refused = |error: wire::WireError| format!("the peer broke the protocol: {error}");
+        let greeting = !self.incoming && self.stage == Stage::Greeting;
+        let refused = |error: wire::WireError| match greeting {
+            true => Ended::there(NOT_SPOKEN),
+            false => Ended::here(format!("the peer broke the protocol: {error}")),
+        };
         if self.stage == Stage::Preface {
-            if !wire::take_preface(&mut self.inbox).map_err(refused)? {
+            if !wire::take_preface(&mut self.pipe.inbox).map_err(refused)? {
                 return Ok(());
             }
             self.stage = Stage::Hello;
         }
         if self.stage == Stage::Over {
-            self.inbox.clear();
+            self.pipe.inbox.clear();
         }
         while let Some(frame) =
-            wire::take_frame(&mut self.inbox, self.hub.options.frame_bytes_max).map_err(refused)?
+            wire::take_frame(&mut self.pipe.inbox, self.hub.options.frame_bytes_max).map_err(refused)?
         {
             self.take_frame(frame)?;
         }
@@ -332,7 +312,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
                 self.tell(What::Up(greeting));
             }
             (Stage::Greeting, Frame::Refuse(reason)) if !self.incoming => {
-                let ended = format!("refused: {reason}");
+                let ended = Ended::there(format!("refused: {reason}"));
                 self.tell(What::Refused(reason));
                 return Err(ended);
             }
@@ -354,10 +334,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
             }
             (Stage::Greeting | Stage::Up, Frame::Pong) => {}
             (Stage::Greeting | Stage::Up, Frame::Bye(reason)) => {
-                return Err(format!("the peer closed it: {reason}"))
+                return Err(Ended::there(format!("the peer closed it: {reason}")))
             }
             (stage, frame) => {
-                return Err(format!("the peer broke the protocol: {:?} while {stage:?}", frame.kind()));
+                let kind = frame.kind();
+                return Err(Ended::here(format!("the peer broke the protocol: {kind:?} while {stage:?}")));
             }
         }
         Ok(())
@@ -370,11 +351,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
     /// What a broken socket means: after our last words it is the end that was asked for.
     fn broken(&self, error: &io::Error) -> Ended {
         if self.closing {
-            return self.link.lock().reason.clone();
+            return Ended::there(self.link.lock().reason.clone());
+        }
+        if !self.incoming && self.stage == Stage::Greeting {
+            return Ended::there(NOT_SPOKEN);
         }
         match error.kind() {
-            io::ErrorKind::UnexpectedEof => "the peer went away".to_owned(),
-            _ => format!("the connection broke: {error}"),
+            io::ErrorKind::UnexpectedEof => Ended::there("the peer went away"),
+            _ => Ended::there(format!("the connection broke: {error}")),
         }
     }
 
@@ -387,18 +371,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
                 return Ok(deadline);
             }
             return Err(match self.stage {
-                Stage::Over => self.link.lock().reason.clone(),
-                Stage::Greeting if !self.incoming => "nobody accepted it in time".to_owned(),
-                Stage::Greeting => "it was not answered in time".to_owned(),
-                _ => "it said no hello in time".to_owned(),
+                Stage::Over => Ended::there(self.link.lock().reason.clone()),
+                Stage::Greeting if !self.incoming => Ended::here("nobody accepted it in time"),
+                Stage::Greeting => Ended::here("it was not answered in time"),
+                _ => Ended::here("it said no hello in time"),
             });
         }
         let silence_max = options.silence_max();
         let mut next = now + options.keepalive;
-        if !self.outgoing.is_empty() {
+        if !self.pipe.outgoing.is_empty() {
             let given_up_at = self.wrote_at + silence_max;
             if now >= given_up_at {
-                return Err(format!("the peer took nothing for {} ms", silence_max.as_millis()));
+                return Err(Ended::here(format!("the peer took nothing for {} ms", silence_max.as_millis())));
             }
             next = next.min(given_up_at);
         }
@@ -416,8 +400,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
                 next = next.min(asked_at + options.keepalive_timeout);
             }
             Some(_) => {
-                let silent = now - self.heard_at;
-                return Err(format!("the peer said nothing for {} ms", silent.as_millis()));
+                return Err(Ended::here(format!("the peer said nothing for {} ms", silence_max.as_millis())));
             }
         }
         Ok(next)
@@ -425,7 +408,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
 }
 
 /// Nothing may be told of a link after this.
-pub fn end(hub: &Hub, link: &Arc<Link>, reason: Ended) {
+pub fn end(hub: &Hub, link: &Arc<Link>, reason: String) {
     let role = link.lock().finish();
     hub.remove(link);
     hub.raft.forget(link, role);

@@ -6,24 +6,40 @@
 use super::connection::{end, Connection};
 use super::endpoint::{Link, Phase};
 use super::hub::{Counters, Hub};
+use super::wire::{self, Kind};
 use crate::peer::Peer;
+use bytes::BytesMut;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{lookup_host, TcpListener, TcpStream, UnixStream};
 use tokio::time::{timeout, Instant};
 
 /// Take an incoming connection that begins with the preface (none of which was read yet), until it ends.
 pub async fn serve(hub: Arc<Hub>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
     let Some(link) = hub.add(peer) else {
-        return Counters::add(&hub.counters.turned_away, 1);
+        Counters::add(&hub.counters.turned_away, 1);
+        // Who does not take even this in time goes without.
+        let _ = timeout(hub.options.hello_timeout, turn_away(io)).await;
+        return;
     };
     let deadline = Instant::now() + hub.options.hello_timeout;
     Connection::run(hub, link, io, true, deadline).await;
+}
+
+async fn turn_away(mut io: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    let mut refusal = BytesMut::new();
+    wire::put(&mut refusal, Kind::Refuse, b"there are too many links");
+    io.write_all(&refusal).await?;
+    io.shutdown().await?;
+    // Closing on unread bytes would take the refusal back.
+    let mut unread = [0; 1024];
+    while io.read(&mut unread).await? > 0 {}
+    Ok(())
 }
 
 /// Make a link to somebody who listens. Its number at once; what becomes of it is told as events.
@@ -35,20 +51,31 @@ pub fn connect(hub: &Arc<Hub>, address: &str, purpose: &str, hello: &[u8], withi
     };
     link.lock().queue.put_hello(purpose, hello);
     let (number, hub, address) = (link.number, hub.clone(), address.to_owned());
-    crate::io::handle().spawn(async move { dial(hub, link, &address, Instant::now() + within).await });
+    crate::io::handle().spawn(async move { dial(hub, link, &address, within).await });
     number
 }
 
-async fn dial(hub: Arc<Hub>, link: Arc<Link>, address: &str, deadline: Instant) {
+async fn dial(hub: Arc<Hub>, link: Arc<Link>, address: &str, within: Duration) {
+    let deadline = Instant::now() + within;
     let made = tokio::select! {
         biased;
         reason = closed(&link) => Err(reason),
-        made = reach(address, deadline) => made.map_err(|error| format!("{address} cannot be reached: {error}")),
+        made = reach(address, deadline) => made.map_err(|error| unreachable(address, within, &error)),
     };
     match made {
         Err(reason) => end(&hub, &link, reason),
         Ok(Socket::Tcp(stream)) => Connection::run(hub, link, stream, false, deadline).await,
         Ok(Socket::Unix(stream)) => Connection::run(hub, link, stream, false, deadline).await,
+    }
+}
+
+/// The same text for the same trouble: whoever tries again and again tells it once.
+fn unreachable(address: &str, within: Duration, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::TimedOut => {
+            format!("{address} cannot be reached: no answer in {} ms", within.as_millis())
+        }
+        _ => format!("{address} cannot be reached: {error}"),
     }
 }
 
@@ -70,20 +97,19 @@ enum Socket {
     Unix(UnixStream),
 }
 
-async fn within<T>(time: Duration, making: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    let no_answer = || format!("no answer in {} ms", time.as_millis());
-    timeout(time, making).await.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, no_answer())))
+async fn in_time<T>(time: Duration, making: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(time, making).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 async fn reach(address: &str, deadline: Instant) -> io::Result<Socket> {
     let left = || deadline.saturating_duration_since(Instant::now());
     if let Some(path) = address.strip_prefix("unix:") {
-        return within(left(), UnixStream::connect(path)).await.map(Socket::Unix);
+        return in_time(left(), UnixStream::connect(path)).await.map(Socket::Unix);
     }
-    let found: Vec<SocketAddr> = within(left(), lookup_host(address)).await?.collect();
+    let found: Vec<SocketAddr> = in_time(left(), lookup_host(address)).await?.collect();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (at, one) in found.iter().enumerate() {
-        match within(left() / (found.len() - at) as u32, TcpStream::connect(one)).await {
+        match in_time(left() / (found.len() - at) as u32, TcpStream::connect(one)).await {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 return Ok(Socket::Tcp(stream));

@@ -193,6 +193,9 @@ impl Hub {
             return;
         }
         let mut outbox = lock(&self.outbox);
+        if self.is_shut_down() {
+            return events.clear();
+        }
         outbox.events.append(events);
         if !outbox.told {
             drop(outbox);
@@ -239,7 +242,10 @@ impl Hub {
             links.listeners.drain(..).for_each(|listener| listener.abort());
             links.by_number.values().cloned().collect()
         };
+        let mut outbox = lock(&self.outbox);
         self.closed.store(true, Ordering::SeqCst);
+        *outbox = Outbox::default();
+        drop(outbox);
         for link in &links {
             link.abort("the process is ending");
         }

@@ -34,6 +34,11 @@ impl Queue {
         self.unsent_bytes() == 0
     }
 
+    /// A frame was begun and its rest waits here.
+    pub fn is_mid_frame(&self) -> bool {
+        !self.resume.is_empty()
+    }
+
     pub fn has_waiting(&self) -> bool {
         self.unsent_bytes() > self.in_flight_bytes
     }

@@ -157,6 +157,10 @@ impl LinkHub {
         self.hub.close(link, reason);
     }
 
+    fn shut_down(&self, py: Python<'_>) {
+        py.detach(|| self.hub.shut_down());
+    }
+
     fn attach_raft(&self, py: Python<'_>, host: &Bound<'_, RaftHost>) -> PyResult<()> {
         let host = host.get();
         if host.manual {

@@ -78,13 +78,27 @@ def test_nobody_listens_nobody_answers_nobody_is_called_that() -> None:
     assert "cannot be reached" in client.down(link)
 
 
+@pytest.mark.parametrize("answer", [b"", b"\0\0\x06\4\0\0\0\0\0" + bytes(6), b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_who_does_not_speak_links_is_called_that(answer: bytes) -> None:
+    client = End()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        link = client.hub.connect(address, "test", b"", timeout_ms=PATIENCE_MS)
+        stranger, _ = listener.accept()
+        with stranger:
+            stranger.sendall(answer)
+        assert client.down(link) == native.LINK_NOT_SPOKEN
+
+
 def test_a_hello_that_nobody_answers_is_given_up_on_both_sides() -> None:
     server, client = End(native.LinkHub(hello_timeout_ms=50)), End()
     address = f"127.0.0.1:{server.hub.listen('127.0.0.1:0')}"
     link = client.hub.connect(address, "test", b"", timeout_ms=PATIENCE_MS)
     served = server.of(native.LINK_HELLO)[1]
     assert server.down(served) == "it was not answered in time"
-    assert client.down(link) == "the peer went away"
+    assert client.down(link) == "the peer closed it: it was not answered in time"
     server.hub.accept(served, b"late")
 
 
@@ -106,7 +120,8 @@ def test_links_over_the_bound_are_turned_away_on_either_side() -> None:
     assert pair.client.down(second) == "there are too many links"
     other = End()
     third = other.hub.connect(pair.address, "test", b"", timeout_ms=PATIENCE_MS)
-    assert other.down(third)
+    assert other.of(native.LINK_REFUSED, third)[2] == "there are too many links"
+    assert other.down(third) == "refused: there are too many links"
     assert pair.server.hub.stats().turned_away == 1
     assert pair.client.hub.send_many([(pair.link, b"still fine")]) == []
     assert pair.server.frames(pair.served, 1) == [b"still fine"]
@@ -125,7 +140,7 @@ def test_a_frame_over_the_readers_bound_ends_the_link() -> None:
     pair = Pair(None, native.LinkHub(frame_bytes_max=1000))
     pair.client.hub.send_many([(pair.link, bytes(1001))])
     assert pair.server.down(pair.served) == "the peer broke the protocol: a Data frame of 1001 bytes, allowed are 1000"
-    assert pair.client.down(pair.link)
+    assert pair.client.down(pair.link).startswith("the peer closed it: the peer broke the protocol")
 
 
 def test_a_reader_that_stops_is_not_read_for_and_loses_nothing() -> None:
@@ -190,8 +205,12 @@ def test_a_hub_that_goes_takes_its_links_along() -> None:
     outgoing = other.hub.connect(pair.address, "test", b"", timeout_ms=PATIENCE_MS)
     pair.server.hub.accept(pair.server.of(native.LINK_HELLO)[1], b"")
     other.of(native.LINK_UP, outgoing)
-    pair.client = End()
-    assert pair.server.down(link)
+    pair.client.hub.shut_down()
+    pair.client.hub.shut_down()
+    assert pair.server.down(link) == "the peer closed it: the process is ending"
+    assert pair.client.hub.poll() == []
+    late = pair.client.hub.connect(pair.address, "test", b"", timeout_ms=PATIENCE_MS)
+    assert pair.client.hub.send_many([(late, b"x")]) == [late]
     assert other.hub.send_many([(outgoing, b"not me")]) == []
 
 
