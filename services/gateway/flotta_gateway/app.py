@@ -16,6 +16,7 @@ from flotta_runtime.server import CALLS_MAX, MESSAGE_BYTES_MAX, REQUEST_BYTES_MA
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls_watch import follow_files
 
+from flotta_gateway.batch_service import GatewayBatches
 from flotta_gateway.core.deadlines import Patience
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
@@ -73,6 +74,7 @@ class Gateway:
             listen=settings.listen,
             token=token,
             transport=settings.transport,
+            batches=(GatewayBatches(self.dispatcher, SYSTEM_CLOCK, patience),),
             # Refusals are to be the dispatcher's, which says RATE_LIMITED.
             calls_max=max(CALLS_MAX, 2 * settings.requests_max),
             request_bytes_max=max(REQUEST_BYTES_MAX, 2 * settings.request_bytes_max),
