@@ -31,6 +31,7 @@ from flotta_runtime.native_answers import CODE_NUMBERS, Answers
 from flotta_runtime.native_batches import Batches, Unary
 from flotta_runtime.native_calls import CallContext, Pairs, Route, StreamContext
 from flotta_runtime.native_stats import Attacks, StatsCollector
+from flotta_runtime.native_tls import server_tls
 from flotta_runtime.tls import Tls
 from flotta_runtime.turns import Turns
 
@@ -101,8 +102,6 @@ class NativePort:
         """Bind and serve; the bound port. StartupError names the address."""
         methods = [(path, False) for path in self._batches.paths]
         methods += [(route.path, route.streams) for route in self._handled]
-        if self._tls is not None and self._tls.serves:
-            raise StartupError("the native transport has no TLS yet; set transport to grpcio")
         limits = self._limits
         self._server = server = flotta_native.RpcServer(
             methods,
@@ -116,6 +115,7 @@ class NativePort:
             keepalive_ms=limits.keepalive_ms,
             keepalive_timeout_ms=limits.keepalive_timeout_ms,
             stall_ms=limits.stall_ms,
+            tls=server_tls(self._tls),
             links=self._links,
         )
         self._answers = Answers(server, self._turns, self._batches.sent)

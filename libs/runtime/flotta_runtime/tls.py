@@ -22,6 +22,8 @@ import grpc
 import grpc.aio
 
 _READS_MAX = 5
+# grpc's words where the other side does not go on after the handshake; the alert itself is only in its log.
+_REFUSED_IN_HANDSHAKE = ("Socket closed", "Connection reset", "TSI_DATA_CORRUPTED")
 
 
 class TlsError(ValueError):
@@ -203,7 +205,7 @@ def open_channel(tls: Tls | None, address: str, options: Sequence[tuple[str, Any
 
 def hint(tls: Tls | None, details: str) -> str:
     """What a connection that broke while it was made may mean, as an addition to grpc's own words; often nothing."""
-    if "Socket closed" not in details and "Connection reset" not in details:
+    if not any(words in details for words in _REFUSED_IN_HANDSHAKE):
         return ""
     if tls is None or not tls.dials:
         return "; does it speak TLS only? (tls_ca_file is not set)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 import grpc.aio
@@ -17,7 +17,7 @@ from flotta_runtime.errors import StartupError
 from flotta_runtime.http import HttpServer, status_app
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.server import GrpcServer, build_server, channel
-from flotta_runtime.settings import GrpcSettings, SettingsError, load_settings
+from flotta_runtime.settings import GrpcSettings, SettingsError, Transport, load_settings
 from flotta_runtime.tls import Tls, TlsError, TlsFiles, client_tls, hint
 from flotta_runtime.tls_watch import follow_files
 from pydantic import SecretStr
@@ -31,6 +31,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("stranger"), "stranger-ca")
+
+
+@pytest.fixture(params=["grpcio", "native"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    chosen: Transport = request.param
+    return chosen
 
 
 @pytest.fixture
@@ -183,23 +189,28 @@ async def test_the_files_of_a_service_are_followed(
 
 
 class KvStore(kvstore_pb2_grpc.KVServiceServicer):
-    async def Get(self, request: kvstore_pb2.KeyRequest, context: object) -> kvstore_pb2.ValueResponse:
+    async def Get(self, request: kvstore_pb2.KeyRequest, context: Any) -> kvstore_pb2.ValueResponse:
+        if request.key == b"who":
+            shown = context.auth_context()
+            names = (*shown.get("x509_common_name", ()), *shown.get("x509_subject_alternative_name", ()))
+            return kvstore_pb2.ValueResponse(value=b" ".join(names))
         return kvstore_pb2.ValueResponse(value=request.key)
 
 
-async def serve(tls: Tls) -> GrpcServer:
+async def serve(tls: Tls, transport: Transport) -> GrpcServer:
     add = kvstore_pb2_grpc.add_KVServiceServicer_to_server
-    server = build_server([(add, KvStore(), "kvdb.kvstore.KVService")], listen="127.0.0.1:0", token="t", tls=tls)
+    services = [(add, KvStore(), "kvdb.kvstore.KVService")]
+    server = build_server(services, listen="127.0.0.1:0", token="t", tls=tls, transport=transport)
     await server.start()
     return server
 
 
-async def get(port: int, files: TlsFiles | None, host: str = "127.0.0.1") -> bytes | str:
+async def get(port: int, files: TlsFiles | None, key: bytes = b"k") -> bytes | str:
     """The value, or why there is none."""
-    connection = channel(f"{host}:{port}", tls=client_tls(files))
+    connection = channel(f"127.0.0.1:{port}", tls=client_tls(files))
     try:
         stub = kvstore_pb2_grpc.KVServiceStub(connection.grpc)
-        return (await stub.Get(kvstore_pb2.KeyRequest(key=b"k"), timeout=5)).value
+        return (await stub.Get(kvstore_pb2.KeyRequest(key=key), timeout=5)).value
     except grpc.aio.AioRpcError as error:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         return (error.details() or "") + hint(client_tls(files), error.details() or "")
@@ -207,8 +218,10 @@ async def get(port: int, files: TlsFiles | None, host: str = "127.0.0.1") -> byt
         await connection.close()
 
 
-async def test_a_port_with_tls_takes_only_who_trusts_it(authority: Authority, stranger: Authority, pair: Pair) -> None:
-    server = await serve(Tls(authority.files(pair)))
+async def test_a_port_with_tls_takes_only_who_trusts_it(
+    authority: Authority, stranger: Authority, pair: Pair, transport: Transport
+) -> None:
+    server = await serve(Tls(authority.files(pair)), transport)
     try:
         assert await get(server.port, authority.files(None)) == b"k"
         assert "CERTIFICATE_VERIFY_FAILED" in str(await get(server.port, stranger.files(None)))
@@ -218,12 +231,14 @@ async def test_a_port_with_tls_takes_only_who_trusts_it(authority: Authority, st
 
 
 async def test_mutual_tls_refuses_who_shows_nothing_or_a_strangers_certificate(
-    authority: Authority, stranger: Authority, pair: Pair
+    authority: Authority, stranger: Authority, pair: Pair, transport: Transport
 ) -> None:
-    server = await serve(Tls(authority.files(pair, mutual=True)))
+    server = await serve(Tls(authority.files(pair, mutual=True)), transport)
     client, imposter = authority.sign("client"), stranger.sign("client")
     try:
         assert await get(server.port, authority.files(client)) == b"k"
+        shown = str(await get(server.port, authority.files(client), b"who"))
+        assert "client" in shown and "localhost" in shown
         assert "tls_cert_file is not set" in str(await get(server.port, authority.files(None)))
         mixed = TlsFiles(imposter.cert, imposter.key, None, authority.cert)
         assert "trust the signer of our tls_cert_file" in str(await get(server.port, mixed))
@@ -231,9 +246,9 @@ async def test_mutual_tls_refuses_who_shows_nothing_or_a_strangers_certificate(
         await server.stop(0)
 
 
-async def test_the_name_looked_for_can_be_set(authority: Authority, pair: Pair) -> None:
+async def test_the_name_looked_for_can_be_set(authority: Authority, pair: Pair, transport: Transport) -> None:
     replace(pair, authority.sign("named", "DNS:kv.internal"))
-    server = await serve(Tls(authority.files(pair)))
+    server = await serve(Tls(authority.files(pair)), transport)
     try:
         assert await get(server.port, authority.files(None, server_name="kv.internal")) == b"k"
         assert isinstance(await get(server.port, authority.files(None)), str)
@@ -242,14 +257,14 @@ async def test_the_name_looked_for_can_be_set(authority: Authority, pair: Pair) 
 
 
 async def test_new_connections_use_the_replaced_files_and_old_ones_live_on(
-    authority: Authority, stranger: Authority, pair: Pair, tmp_path: Path
+    authority: Authority, stranger: Authority, pair: Pair, tmp_path: Path, transport: Transport
 ) -> None:
     """Another authority altogether: what connects anew must trust it, what is connected does not notice."""
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.cert.read_bytes())
     files = TlsFiles(pair.cert, pair.key, ca, ca)
     tls = Tls(files)
-    server = await serve(tls)
+    server = await serve(tls, transport)
     connection = channel(f"127.0.0.1:{server.port}", tls=tls)
     request = kvstore_pb2.KeyRequest(key=b"k")
     try:
