@@ -376,7 +376,9 @@ class LinkHub:
         """An eventfd, readable while `poll` has something."""
     def poll(self) -> list[tuple[int, int, tuple[str, bytes, RpcPeer] | bytes | str]]:
         """(kind, link, data) in order, all since the last call."""
-    def connect(self, address: str, purpose: str, hello: bytes, *, timeout_ms: int) -> int:
+    def connect(
+        self, address: str, purpose: str, hello: bytes, *, timeout_ms: int, tls: ClientTls | None = None
+    ) -> int:
         """A link to `host:port`, `[::1]:port` or `unix:/path`. The time is for everything until it is accepted.
         ValueError if `purpose` or `hello` is too long (255 bytes, 64 KiB); anything else is told by LINK_DOWN."""
     def listen(self, address: str) -> int:

@@ -135,7 +135,7 @@ impl ClientTls {
         Ok(())
     }
 
-    /// Speak TLS to `host` over a connection to it. An error where it cannot speak the links' protocol.
+    /// Speak TLS to `host` over a connection to it. `Unsupported` where it cannot speak the links' protocol.
     pub async fn connect<T: AsyncRead + AsyncWrite + Unpin>(
         &self,
         host: &str,
@@ -146,9 +146,18 @@ impl ClientTls {
             None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,
         };
         let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let stream = TlsConnector::from(config).connect(name, io).await?;
+        let no_links = || io::Error::new(io::ErrorKind::Unsupported, "it speaks TLS, and no links over it");
+        let stream = TlsConnector::from(config).connect(name, io).await.map_err(|error| {
+            let refused = rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol);
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+            if cause == Some(&refused) {
+                no_links()
+            } else {
+                error
+            }
+        })?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN_LINK) {
-            return Err(io::Error::other("the other side speaks TLS, and no links over it"));
+            return Err(no_links());
         }
         Ok(stream)
     }

@@ -353,10 +353,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Connection<IO> {
         if self.closing {
             return Ended::there(self.link.lock().reason.clone());
         }
-        if !self.incoming && self.stage == Stage::Greeting {
-            return Ended::there(NOT_SPOKEN);
-        }
+        let gone = matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        );
         match error.kind() {
+            _ if gone && !self.incoming && self.stage == Stage::Greeting => Ended::there(NOT_SPOKEN),
             io::ErrorKind::UnexpectedEof => Ended::there("the peer went away"),
             _ => Ended::there(format!("the connection broke: {error}")),
         }

@@ -3,11 +3,13 @@
 //! Addresses are `host:port`, `[::1]:port` or `unix:/path`. All addresses of a name are tried, each for its share of
 //! the time; the time is for everything until the link is accepted.
 
-use super::connection::{end, Connection};
+use super::connection::{end, Connection, NOT_SPOKEN};
 use super::endpoint::{Link, Phase};
 use super::hub::{Counters, Hub};
 use super::wire::{self, Kind};
 use crate::peer::Peer;
+use crate::rpc::socket::Socket;
+use crate::tls::ClientTls;
 use bytes::BytesMut;
 use std::future::Future;
 use std::io;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{lookup_host, TcpListener, TcpStream, UnixStream};
 use tokio::time::{timeout, Instant};
+use tokio_rustls::client::TlsStream;
 
 /// Take an incoming connection that begins with the preface (none of which was read yet), until it ends.
 pub async fn serve(hub: Arc<Hub>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
@@ -43,7 +46,14 @@ async fn turn_away(mut io: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()
 }
 
 /// Make a link to somebody who listens. Its number at once; what becomes of it is told as events.
-pub fn connect(hub: &Arc<Hub>, address: &str, purpose: &str, hello: &[u8], within: Duration) -> u64 {
+pub fn connect(
+    hub: &Arc<Hub>,
+    address: &str,
+    tls: Option<Arc<ClientTls>>,
+    purpose: &str,
+    hello: &[u8],
+    within: Duration,
+) -> u64 {
     let Some(link) = hub.add(Peer::default()) else {
         let link = hub.spare_link(Peer::default());
         end(hub, &link, "there are too many links".to_owned());
@@ -51,27 +61,28 @@ pub fn connect(hub: &Arc<Hub>, address: &str, purpose: &str, hello: &[u8], withi
     };
     link.lock().queue.put_hello(purpose, hello);
     let (number, hub, address) = (link.number, hub.clone(), address.to_owned());
-    crate::io::handle().spawn(async move { dial(hub, link, &address, within).await });
+    crate::io::handle().spawn(async move { dial(hub, link, &address, tls, within).await });
     number
 }
 
-async fn dial(hub: Arc<Hub>, link: Arc<Link>, address: &str, within: Duration) {
+async fn dial(hub: Arc<Hub>, link: Arc<Link>, address: &str, tls: Option<Arc<ClientTls>>, within: Duration) {
     let deadline = Instant::now() + within;
     let made = tokio::select! {
         biased;
         reason = closed(&link) => Err(reason),
-        made = reach(address, deadline) => made.map_err(|error| unreachable(address, within, &error)),
+        made = reach(address, tls.as_deref(), deadline) => made.map_err(|error| unreachable(address, within, &error)),
     };
     match made {
         Err(reason) => end(&hub, &link, reason),
-        Ok(Socket::Tcp(stream)) => Connection::run(hub, link, stream, false, deadline).await,
-        Ok(Socket::Unix(stream)) => Connection::run(hub, link, stream, false, deadline).await,
+        Ok(Reached::Plain(socket)) => Connection::run(hub, link, socket, false, deadline).await,
+        Ok(Reached::Secure(stream)) => Connection::run(hub, link, stream, false, deadline).await,
     }
 }
 
 /// The same text for the same trouble: whoever tries again and again tells it once.
 fn unreachable(address: &str, within: Duration, error: &io::Error) -> String {
     match error.kind() {
+        io::ErrorKind::Unsupported => NOT_SPOKEN.to_owned(),
         io::ErrorKind::TimedOut => {
             format!("{address} cannot be reached: no answer in {} ms", within.as_millis())
         }
@@ -92,16 +103,34 @@ async fn closed(link: &Link) -> String {
     .await
 }
 
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+enum Reached {
+    Plain(Socket),
+    Secure(Box<TlsStream<Socket>>),
 }
 
 async fn in_time<T>(time: Duration, making: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(time, making).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn reach(address: &str, deadline: Instant) -> io::Result<Socket> {
+async fn reach(address: &str, tls: Option<&ClientTls>, deadline: Instant) -> io::Result<Reached> {
+    let socket = open(address, deadline).await?;
+    let Some(tls) = tls else { return Ok(Reached::Plain(socket)) };
+    let left = deadline.saturating_duration_since(Instant::now());
+    let stream = in_time(left, tls.connect(host_of(address), socket)).await?;
+    Ok(Reached::Secure(Box::new(stream)))
+}
+
+/// What a certificate must be for.
+fn host_of(address: &str) -> &str {
+    let host = match address.rsplit_once(':') {
+        Some(("unix", _)) => "localhost",
+        Some((host, _)) => host,
+        None => address,
+    };
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+async fn open(address: &str, deadline: Instant) -> io::Result<Socket> {
     let left = || deadline.saturating_duration_since(Instant::now());
     if let Some(path) = address.strip_prefix("unix:") {
         return in_time(left(), UnixStream::connect(path)).await.map(Socket::Unix);
@@ -145,4 +174,17 @@ fn take(hub: &Arc<Hub>, stream: TcpStream, from: SocketAddr) {
     // Slower without it, and never wrong.
     let _ = stream.set_nodelay(true);
     tokio::spawn(serve(hub.clone(), stream, Peer::tcp(from)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_of;
+
+    #[test]
+    fn the_host_of_an_address_is_what_its_certificate_is_for() {
+        assert_eq!(host_of("node-1.local:7000"), "node-1.local");
+        assert_eq!(host_of("10.0.0.7:7000"), "10.0.0.7");
+        assert_eq!(host_of("[::1]:7000"), "::1");
+        assert_eq!(host_of("unix:/run/flotta.sock"), "localhost");
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::host::RaftHost;
 use super::peer::RpcPeer;
+use super::tls::ClientTls;
 use crate::link::hub::{Event, Hub, What};
 use crate::link::options::Options;
 use crate::link::raft::NoHost;
@@ -108,7 +109,7 @@ impl LinkHub {
         Ok(list)
     }
 
-    #[pyo3(signature = (address, purpose, hello, *, timeout_ms))]
+    #[pyo3(signature = (address, purpose, hello, *, timeout_ms, tls=None))]
     fn connect(
         &self,
         py: Python<'_>,
@@ -116,6 +117,7 @@ impl LinkHub {
         purpose: &str,
         hello: &Bound<'_, PyBytes>,
         timeout_ms: u64,
+        tls: Option<&Bound<'_, ClientTls>>,
     ) -> PyResult<u64> {
         if purpose.len() > wire::PURPOSE_BYTES_MAX {
             let (bytes, max) = (purpose.len(), wire::PURPOSE_BYTES_MAX);
@@ -123,7 +125,8 @@ impl LinkHub {
         }
         let hello = checked_greeting("hello", hello)?;
         let within = Duration::from_millis(timeout_ms);
-        Ok(py.detach(|| dial::connect(&self.hub, address, purpose, hello, within)))
+        let tls = tls.map(|tls| tls.get().tls.clone());
+        Ok(py.detach(|| dial::connect(&self.hub, address, tls, purpose, hello, within)))
     }
 
     fn listen(&self, py: Python<'_>, address: &str) -> PyResult<u16> {
