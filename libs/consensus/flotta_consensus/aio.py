@@ -307,7 +307,7 @@ class GroupHost:
         """One turn for everything that is asked at about the same time."""
         if not self._scheduled and not self._ending.is_set():
             self._scheduled = True
-            self._turns.soon(self._turn)
+            self._turns.at_end(self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False

@@ -41,6 +41,7 @@ WRONG_TOKEN = "missing or wrong internal token"
 _FRAME_BYTES_MAX = 512 << 20
 _SNAPSHOT_SECONDS_MIN = 60
 _SLOT_PROGRESS_SECONDS = 1.0
+_WRITE_SECONDS_MAX = 1.0
 _SNAPSHOT_BYTES_PER_SECOND_MIN = 1 << 20
 
 
@@ -263,7 +264,7 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
                 await self._deliver(context, [whole, *frame.more])
             if received - credited >= CREDIT_BYTES or loop.time() - credited_at >= CREDIT_SECONDS:
                 credited, credited_at = received, loop.time()
-                await context.write(raft_pb2.FrameCredit(received_bytes=received))
+                await _write(context, raft_pb2.FrameCredit(received_bytes=received))
 
     async def SendSnapshot(  # type: ignore[override]  # as above
         self, request_iterator: AsyncIterator[raft_pb2.SnapshotChunk], context: Context
@@ -282,7 +283,7 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         receipts = self._snapshots.take(aiter(request_iterator), directory, number, receiver.receive)
         async with aclosing(receipts):
             async for receipt in receipts:
-                await context.write(receipt)
+                await _write(context, receipt)
 
     async def _serve(self, work: Coroutine[Any, Any, None], context: Context) -> None:
         """Until the peer ends it, or `end_streams`."""
@@ -319,3 +320,14 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
     async def _check_token(self, context: Context) -> None:
         if not self._guard.right_token(readable(context.invocation_metadata())):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, WRONG_TOKEN)
+
+
+async def _write(context: Context, message: object) -> None:
+    """To its end even when cancelled: a stream that is being written to cannot be given its status."""
+    writing = asyncio.ensure_future(context.write(message))
+    writing.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever is gone is not asked
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait({writing}, timeout=_WRITE_SECONDS_MAX)
+        raise

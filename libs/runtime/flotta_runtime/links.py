@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 
 from flotta_runtime.turns import Turns
 
-LINK_NOT_SPOKEN = "the peer does not speak links"
+LINK_NOT_SPOKEN = flotta_native.LINK_NOT_SPOKEN
 """Why a link is down that was made to something that knows no links; it may be a gRPC server."""
 
 
@@ -66,6 +66,15 @@ def metadata_of(hello: bytes) -> dict[str, str]:
         return dict(link_pb2.Hello.FromString(hello).metadata)
     except DecodeError as error:
         raise ValueError("the greeting cannot be read") from error
+
+
+def open_links(turns: Turns, *, unsent_bytes_max: int, keepalive_ms: int, report: Callable[[str], None]) -> Links:
+    """The links of a service: `unsent_bytes_max` of each; a peer is asked after `keepalive_ms` of silence, and given up
+    after as long again."""
+    hub = flotta_native.LinkHub(
+        unsent_bytes_max=unsent_bytes_max, keepalive_ms=keepalive_ms, keepalive_timeout_ms=keepalive_ms
+    )
+    return Links(hub, turns, report=report)
 
 
 class Links:
@@ -115,10 +124,21 @@ class Links:
         """False if the link has gone meanwhile: then there is nothing to own."""
         if link not in self._pending:
             return False
+        self.hub.accept(link, greeting)
+        self._adopt(link, owner)
+        return True
+
+    def accept_raft(self, link: int, greeting: bytes, node_num: int, owner: LinkOwner) -> bool:
+        """As `accept`; Raft frames of the link go to the attached host. RuntimeError if there is none."""
+        if link not in self._pending:
+            return False
+        self.hub.accept_raft(link, greeting, node_num)
+        self._adopt(link, owner)
+        return True
+
+    def _adopt(self, link: int, owner: LinkOwner) -> None:
         self._pending.discard(link)
         self._owners[link] = owner
-        self.hub.accept(link, greeting)
-        return True
 
     def refuse(self, link: int, reason: str) -> None:
         if link in self._pending:
@@ -138,6 +158,10 @@ class Links:
     def close_all(self, reason: str) -> None:
         for link in (*self._owners, *self._pending):
             self.hub.close(link, reason)
+
+    def shut_down(self) -> None:
+        """The end, at once: nothing is heard of any link any more."""
+        self.hub.shut_down()
 
     def __len__(self) -> int:
         return len(self._owners)

@@ -1,4 +1,4 @@
-"""Processes of a cluster inside one test: each has its data directory, gRPC server, transport and GroupHost."""
+"""Processes of a cluster inside one test: each has its data directory, server, transport and GroupHost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
+import flotta_native
 from consensus_disk_machine import DiskMachine
 from flotta_consensus.aio import GroupHost, HostOptions
 from flotta_consensus.api import Committed, Members, RoleChange, Unknown, replica_id
@@ -14,9 +14,14 @@ from flotta_consensus.core.compaction import LogPolicy
 from flotta_consensus.core.driver import DriverLimits
 from flotta_consensus.core.effects import HostEvent
 from flotta_consensus.failpoints import CONSENSUS_FAILPOINTS, ArmedFailpoints
+from flotta_consensus.frame_link import FrameLink
 from flotta_consensus.grpc_transport import GrpcTransport
 from flotta_consensus.identity import DataDirectory
+from flotta_consensus.native_transport import make_transport
 from flotta_consensus.peer_link import LinkOptions
+from flotta_runtime.links import Links
+from flotta_runtime.server import build_server
+from flotta_runtime.turns import Turns
 
 GROUP = 1
 CLUSTER = "test-cluster"
@@ -41,10 +46,33 @@ class Process:
         self.reports: list[str] = []
         self.events: list[HostEvent] = []
         self.roles: list[RoleChange] = []
-        self.muted: set[int] = set()  # frames to these nodes vanish
         self.host: GroupHost
         self.directory: DataDirectory
+        self.transport: GrpcTransport
+        self._muted: set[int] = set()
+        self._native: Links | None = None
         self._running: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def muted(self) -> set[int]:
+        """Frames to these nodes vanish."""
+        return self._muted
+
+    @muted.setter
+    def muted(self, node_nums: set[int]) -> None:
+        self._muted = node_nums
+        for node_num in node_nums:
+            link = self.transport._links.get(node_num)
+            session = link._session if link is not None else None
+            if isinstance(session, FrameLink) and session._link is not None and self._native is not None:
+                self._native.close(session._link, "muted")
+
+    def _address_of(self, node_num: int) -> str | None:
+        """With native links what is not sent there must not be connected either."""
+        if self.cluster.native and node_num in self._muted:
+            return None
+        return self.cluster.address_of(node_num)
 
     def machine(self, group: int = GROUP) -> DiskMachine:
         found = self.host.machine(group)
@@ -58,9 +86,15 @@ class Process:
         points = ArmedFailpoints(failpoints, CONSENSUS_FAILPOINTS)
         self.directory = DataDirectory.open(self.root, f"node-{self.node_num}")
         self.directory.adopt(CLUSTER, self.node_num)
-        transport = GrpcTransport(
+        turns = Turns()
+        if self.cluster.native:
+            hub = flotta_native.LinkHub(keepalive_ms=500, keepalive_timeout_ms=500)
+            self._native = Links(hub, turns, report=self.reports.append)
+            self._reading = asyncio.create_task(self._native.run())
+        self.transport = transport = make_transport(
+            self._native,
             self.directory,
-            self.cluster.address_of,
+            self._address_of,
             token=TOKEN,
             options=LinkOptions(backoff_longest_ms=200, connect_timeout_ms=500),
             failpoints=points,
@@ -74,18 +108,23 @@ class Process:
         machines = {int(path.name): DiskMachine(path) for path in state.iterdir()} if state.exists() else {}
         try:
             self.host = GroupHost.open(
-                self.root, self.node_num, machines, transport, options=options, failpoints=points
+                self.root, self.node_num, machines, transport, options=options, failpoints=points, turns=turns
             )
         except BaseException:
+            await self._end_links()
             self.directory.close()
             raise
         self.host.on_role(self.roles.append)
         self.host.on_event(self.events.append)
-        self._server = grpc.aio.server()
-        transport.add_to(self._server)
-        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
-        self.address = f"127.0.0.1:{port}"
-        await self._server.start()
+        self._server = build_server(
+            [(lambda _, server: transport.add_to(server), transport, "flotta.raft.v1.RaftTransport")],
+            listen=self.address or "127.0.0.1:0",
+            token=TOKEN,
+            transport="native" if self.cluster.native else "grpcio",
+            links=self._native.hub if self._native is not None else None,
+            turns=turns,
+        )
+        self.address = f"127.0.0.1:{await self._server.start()}"
         self._running = asyncio.create_task(self.host.run())
 
     async def stop(self) -> None:
@@ -104,15 +143,24 @@ class Process:
         try:
             await running
         finally:
-            await self._server.stop(None)
+            await self._end_links()
+            await self._server.stop(0)
             self.directory.close()
+
+    async def _end_links(self) -> None:
+        if self._native is not None and self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+            self._native.shut_down()
+            self._native = self._reading = None
 
 
 class Cluster:
-    """Processes by node number."""
+    """Processes by node number; `native` ones speak links."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, native: bool = False) -> None:
         self.root = root
+        self.native = native
         self.processes: dict[int, Process] = {}
 
     def address_of(self, node_num: int) -> str | None:

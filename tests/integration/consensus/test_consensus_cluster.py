@@ -1,4 +1,4 @@
-"""Three GroupHosts over real gRPC, threaded Raft hosts and files: the life of a group."""
+"""Three GroupHosts over links and over gRPC, threaded Raft hosts and files: the life of a group."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from flotta_consensus.opening import MissingMachine
 from flotta_native import HostFailed
 
 
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(tmp_path)
+@pytest.fixture(params=["native", "grpcio"])
+async def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path, native=request.param == "native")
     yield made
     await made.stop()
 
