@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import flotta_native
 import grpc
 import grpc.aio
 from flotta_proto.flotta import storage_pb2 as sp
@@ -16,6 +18,9 @@ from flotta_proto.flotta import storage_pb2_grpc as sp_grpc
 from flotta_proto.kvdb import coordinator_pb2 as cp
 from flotta_proto.kvdb import coordinator_pb2_grpc as cp_grpc
 from flotta_proto.kvdb.gateway_pb2 import Status
+from flotta_runtime.auth import REFUSAL
+from flotta_runtime.links import Links, metadata_of
+from flotta_runtime.turns import Turns
 
 TOKEN = "a-test-token"
 
@@ -83,10 +88,12 @@ class FakeShards:
 
 
 class FakeNode(sp_grpc.ShardsServicer):
-    """A storage node. `fault` is asked before anything else happens to an operation."""
+    """A storage node over gRPC or, with `native`, over links alone. `fault` is asked before anything else happens to an
+    operation."""
 
-    def __init__(self, shards: FakeShards) -> None:
+    def __init__(self, shards: FakeShards, *, native: bool = False) -> None:
         self.shards = shards
+        self.native = native
         self.fault: Fault | None = None
         self.delay_s = 0.0
         self.token = TOKEN
@@ -95,9 +102,15 @@ class FakeNode(sp_grpc.ShardsServicer):
         self.tokens: list[str | None] = []
         self.address = ""
         self._server: grpc.aio.Server | None = None
+        self._links: NodeLinks | None = None
+        self._writers: set[Writer] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> FakeNode:
+        if self.native:
+            self._links = await NodeLinks(self).start(port)
+            self.address = f"127.0.0.1:{self._links.port}"
+            return self
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),
@@ -117,11 +130,24 @@ class FakeNode(sp_grpc.ShardsServicer):
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
 
+    @property
+    def connected(self) -> int:
+        """Gateways, as far as they were accepted."""
+        return len(self._writers)
+
+    def leave(self) -> None:
+        """Tell everybody that the node is stopping."""
+        for write in self._writers:
+            self._later(write, sp.ReplyFrame(leaving=True))
+
     async def kill(self) -> None:
         """Cut every stream and close the port."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
+        if self._links is not None:
+            await self._links.stop()
+            self._links = None
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -129,27 +155,43 @@ class FakeNode(sp_grpc.ShardsServicer):
     async def Execute(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[sp.OperationFrame], context: Any
     ) -> None:
-        self.tokens.append(dict(context.invocation_metadata()).get("x-kvdb-internal-token"))
-        if self.tokens[-1] != self.token:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "Missing or invalid internal gRPC token")
+        if not self.admits(dict(context.invocation_metadata())):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, REFUSAL)
         await context.send_initial_metadata((("x-flotta-accepted", "1"),))
-        async for frame in request_iterator:
-            self.frames.append(len(frame.operations))
-            replies, die = self._answer(frame.operations)
-            if die:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the node died")
-            if not replies:
-                continue
-            if self.delay_s:
-                task = asyncio.create_task(self._later(context, sp.ReplyFrame(replies=replies)))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            else:
-                await context.write(sp.ReplyFrame(replies=replies))
+        one_at_a_time = asyncio.Lock()
 
-    async def _later(self, context: Any, frame: sp.ReplyFrame) -> None:
-        await asyncio.sleep(self.delay_s)
-        await context.write(frame)
+        async def write(reply: sp.ReplyFrame) -> None:
+            async with one_at_a_time:
+                await context.write(reply)
+
+        self._writers.add(write)
+        try:
+            async for frame in request_iterator:
+                if not self.take(frame, write):
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the node died")
+        finally:
+            self._writers.discard(write)
+
+    def admits(self, metadata: Mapping[str, str]) -> bool:
+        self.tokens.append(metadata.get("x-kvdb-internal-token"))
+        return self.tokens[-1] == self.token
+
+    def take(self, frame: sp.OperationFrame, write: Writer) -> bool:
+        """False if the connection is to be cut over it."""
+        self.frames.append(len(frame.operations))
+        replies, die = self._answer(frame.operations)
+        if replies and not die:
+            self._later(write, sp.ReplyFrame(replies=replies))
+        return not die
+
+    def _later(self, write: Writer, frame: sp.ReplyFrame) -> None:
+        async def work() -> None:
+            await asyncio.sleep(self.delay_s)
+            await write(frame)
+
+        task = asyncio.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _answer(self, operations: Iterable[sp.Operation]) -> tuple[list[sp.Reply], bool]:
         replies = []
@@ -177,6 +219,72 @@ class FakeNode(sp_grpc.ShardsServicer):
         if leader != self.address and op.consistency != 2:
             return sp.Reply(call=op.call, code=Status.NOT_LEADER, shard_id=op.shard_id, leader_hint=leader)
         return self.shards.execute(op)
+
+
+Writer = Callable[[sp.ReplyFrame], Awaitable[None]]
+
+
+class NodeLinks:
+    """Where gateways' links come to a fake node."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self._node = node
+        self.links = Links(flotta_native.LinkHub(keepalive_ms=1_000, keepalive_timeout_ms=1_000), Turns())
+        self.links.serve("requests", self._hello)
+        self._running = asyncio.create_task(self.links.run())
+        self.port = 0
+
+    async def start(self, port: int) -> NodeLinks:
+        async with asyncio.timeout(15):
+            while not self.port:
+                try:
+                    self.port = self.links.hub.listen(f"127.0.0.1:{port}")
+                except OSError as error:  # the listener before this one is about to go
+                    if error.errno != errno.EADDRINUSE:
+                        raise
+                    await asyncio.sleep(0.01)
+        return self
+
+    def _hello(self, link: int, hello: bytes, peer: object) -> None:
+        if self._node.admits(metadata_of(hello)):
+            NodeLink(self._node, self.links, link)
+        else:
+            self.links.refuse(link, REFUSAL)
+
+    async def stop(self) -> None:
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+        self.links.hub.shut_down()
+
+
+class NodeLink:
+    """One gateway's link to a fake node."""
+
+    def __init__(self, node: FakeNode, links: Links, link: int) -> None:
+        self._node = node
+        self._links = links
+        self._link = link
+        self._outgoing: list[bytes] = []
+        node._writers.add(self._write)
+        links.accept(link, b"", self)
+
+    async def _write(self, frame: sp.ReplyFrame) -> None:
+        self._outgoing.append(frame.SerializeToString())
+        self._links.wake(self._link)
+
+    def up(self, greeting: bytes) -> None: ...
+
+    def frame(self, data: bytes) -> None:
+        if not self._node.take(sp.OperationFrame.FromString(data), self._write):
+            self._links.close(self._link, "the node died")
+
+    def down(self, reason: str) -> None:
+        self._node._writers.discard(self._write)
+
+    def next_frame(self) -> bytes:
+        return self._outgoing.pop(0) if self._outgoing else b""
+
+    def not_taken(self) -> None: ...
 
 
 class FakeCoordinator(cp_grpc.CoordinatorServicer):
@@ -267,7 +375,8 @@ class FakeCoordinator(cp_grpc.CoordinatorServicer):
 class FakeCluster:
     """Nodes node-1..n and shards shard-0..k-1 over all of them, each led by node (i mod n) + 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, native: bool = False) -> None:
+        self.native = native  # the nodes speak links
         self.shards = FakeShards()
         self.nodes: list[FakeNode] = []
         self.state = cp.ClusterState(cluster_id="fake")
@@ -275,7 +384,7 @@ class FakeCluster:
 
     async def start(self, nodes: int = 3, shards: int = 4, coordinators: int = 1) -> FakeCluster:
         for _ in range(nodes):
-            node = FakeNode(self.shards)  # type: ignore[abstract]  # the rest is not called
+            node = FakeNode(self.shards, native=self.native)  # type: ignore[abstract]  # the rest is not called
             self.nodes.append(await node.start())
         for number, node in enumerate(self.nodes, 1):
             self.state.nodes[f"node-{number}"].CopyFrom(

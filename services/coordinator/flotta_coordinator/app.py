@@ -20,6 +20,7 @@ from flotta_consensus.core.effects import HostEvent
 from flotta_consensus.failpoints import from_environment
 from flotta_consensus.grpc_transport import GrpcTransport
 from flotta_consensus.identity import DataDirectory, IdentityError
+from flotta_consensus.native_transport import LINK_KEEPALIVE_MS, make_transport
 from flotta_embedded.failpoints import FAILPOINTS as EMBEDDED_FAILPOINTS
 from flotta_embedded.generations import current
 from flotta_embedded.machine import Machine
@@ -29,6 +30,7 @@ from flotta_proto.kvdb import coordinator_pb2_grpc, raft_pb2_grpc
 from flotta_runtime.clock import SYSTEM_CLOCK, Clock
 from flotta_runtime.errors import StartupError
 from flotta_runtime.http import HttpServer, status_server
+from flotta_runtime.links import Links, open_links
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.readiness import follow_readiness
@@ -37,6 +39,7 @@ from flotta_runtime.tasks import Supervisor
 from flotta_runtime.throttle import Throttle
 from flotta_runtime.tls import open_channel
 from flotta_runtime.tls_watch import follow_files
+from flotta_runtime.turns import Turns
 
 from flotta_coordinator import cluster_service, formation, raft_service, service, wire
 from flotta_coordinator.forward import Forwarder
@@ -54,6 +57,7 @@ PROBE_MS = 1_000
 STALE_MS = 5_000
 HAND_OVER_MS = 1_000
 GRACE_MS_MAX = 500
+LINK_BYTES_MAX = 64 << 20  # waiting for one peer
 TRANSPORT = "flotta.raft.v1.RaftTransport"
 MAP_SERVICES = (service.SERVICE, cluster_service.SERVICE, raft_service.SERVICE)
 
@@ -89,6 +93,15 @@ class CoordinatorApp:
             check_ms=settings.liveness_check_ms,
             cluster_id=lambda: self._directory.identity.cluster_id,
         )
+        self._turns = Turns()
+        self._native: Links | None = None
+        if settings.transport == "native" and not settings.tls_files():  # links know no TLS yet
+            self._native = open_links(
+                self._turns,
+                unsent_bytes_max=LINK_BYTES_MAX,
+                keepalive_ms=LINK_KEEPALIVE_MS,
+                report=lambda text: self._log.warning("link", reason=text),
+            )
         self._tls = settings.tls()
         self._dial = dialer(settings.token(), self._tls)
         self._forwarder = Forwarder(self._dial)
@@ -132,7 +145,8 @@ class CoordinatorApp:
             raise StartupError(str(error)) from error
         try:
             formation.check_members(self._directory, self._coordinators)
-            self._transport = GrpcTransport(
+            self._transport = make_transport(
+                self._native,
                 self._directory,
                 self._coordinators.address,
                 token=self.settings.token(),
@@ -146,6 +160,8 @@ class CoordinatorApp:
             await self._http.start()
             self._add_metrics()
             await self._tasks.start()
+            if self._native is not None:
+                self._tasks.spawn("links", self._native.run())
             self._tasks.spawn("health", follow_readiness(self._server, MAP_SERVICES, self.readiness))
             if self._tls is not None:
                 self._tasks.spawn("tls files", follow_files(self._tls))
@@ -190,6 +206,8 @@ class CoordinatorApp:
         if self._host is not None:
             await self._host.close()
         await self._tasks.stop()
+        if self._native is not None:
+            self._native.shut_down()
         await self._forwarder.close()
         if self._engine is not None:
             await asyncio.to_thread(self._close_engine, self._engine)
@@ -279,6 +297,8 @@ class CoordinatorApp:
             transport=self.settings.transport,
             metrics=self.metrics,
             tls=self._tls,
+            links=self._native.hub if self._native is not None else None,
+            turns=self._turns,
         )
 
     async def _form(self) -> None:
@@ -339,6 +359,7 @@ class CoordinatorApp:
             self._transport,
             options=options,
             failpoints=self._failpoints,
+            turns=self._turns,
         )
         self._directory.require_log(len(host.groups()))
         return host

@@ -10,11 +10,14 @@ import random
 from flotta_proto.kvdb.gateway_pb2_grpc import add_KvGatewayServicer_to_server
 from flotta_runtime.clock import SYSTEM_CLOCK
 from flotta_runtime.http import HttpServer, status_server
+from flotta_runtime.links import Links, open_links
+from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import CALLS_MAX, MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX, build_server, dialer
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls_watch import follow_files
+from flotta_runtime.turns import Turns
 
 from flotta_gateway.batch_service import GatewayBatches
 from flotta_gateway.core.deadlines import Patience
@@ -23,10 +26,11 @@ from flotta_gateway.core.validation import Limits
 from flotta_gateway.dispatcher import NO_SHARDS, Dispatcher, DispatcherOptions
 from flotta_gateway.grpc_session import grpc_sessions
 from flotta_gateway.link_pool import LinkPool
+from flotta_gateway.link_session import link_sessions
 from flotta_gateway.map_cache import MapCache, MapOptions
 from flotta_gateway.service import GatewayService
 from flotta_gateway.settings import GatewaySettings
-from flotta_gateway.storage_link import LinkOptions
+from flotta_gateway.storage_link import LinkOptions, SessionFactory
 from flotta_gateway.telemetry import Telemetry
 
 SERVICE_NAME = "kvdb.gateway.KvGateway"
@@ -50,7 +54,20 @@ class Gateway:
             MapOptions(refresh_ms_min=settings.map_refresh_min_ms, idle_ms=settings.map_idle_ms),
         )
         options = _link_options(settings)
-        ways = (grpc_sessions(options, token, self._tls),)
+        self._turns = Turns()
+        self._native: Links | None = None
+        ways: tuple[SessionFactory, ...] = (grpc_sessions(options, token, self._tls),)
+        if settings.transport == "native" and not settings.tls_files():  # links know no TLS yet
+            # A link has room for all that may wait for its node: the bound in `options` is met first.
+            room = settings.node_bytes_max + settings.node_bytes_max // 4 + MESSAGE_BYTES_MAX
+            log = get_logger("gateway.links")
+            self._native = open_links(
+                self._turns,
+                unsent_bytes_max=room,
+                keepalive_ms=settings.keepalive_ms,
+                report=lambda text: log.warning("link closed", reason=text),
+            )
+            ways = (link_sessions(self._native, options, token), *ways)
         self.links = LinkPool(self._supervisor, options, ways, random.random)
         self.dispatcher = Dispatcher(
             self.maps,
@@ -80,6 +97,7 @@ class Gateway:
             request_bytes_max=max(REQUEST_BYTES_MAX, 2 * settings.request_bytes_max),
             metrics=self.metrics,
             tls=self._tls,
+            turns=self._turns,
         )
         self._http: HttpServer | None = None
         self._stopped = False
@@ -89,6 +107,8 @@ class Gateway:
     async def start(self) -> None:
         """Bind both ports and begin to follow the map. StartupError when a port cannot be had."""
         await self._supervisor.start()
+        if self._native is not None:
+            self._supervisor.spawn("links", self._native.run())
         try:
             self.port = await self._server.start(waiting=(SERVICE_NAME,))
             http = status_server(self.metrics, self._readiness, self._settings.http_address(self.port))
@@ -97,6 +117,8 @@ class Gateway:
         except BaseException:
             await self._server.stop(0)
             await self._supervisor.stop()
+            if self._native is not None:
+                self._native.shut_down()
             raise
         if self._tls is not None:
             self._supervisor.spawn("tls files", follow_files(self._tls))
@@ -118,6 +140,8 @@ class Gateway:
         if self._http is not None:
             await self._http.stop()
         await self._supervisor.stop()
+        if self._native is not None:
+            self._native.shut_down()
 
     def _map_changed(self, shard_map: ShardMap) -> None:
         self.links.keep(shard_map.addresses())

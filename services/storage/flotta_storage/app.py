@@ -11,23 +11,27 @@ import asyncio
 from functools import partial
 
 from flotta_consensus import failpoints
-from flotta_consensus.grpc_transport import GrpcTransport
 from flotta_consensus.identity import DataDirectory, IdentityError
+from flotta_consensus.native_transport import LINK_KEEPALIVE_MS, make_transport
 from flotta_embedded.failpoints import FAILPOINTS as EMBEDDED_FAILPOINTS
 from flotta_proto.flotta import cluster_pb2
 from flotta_proto.flotta.storage_pb2_grpc import add_ShardsServicer_to_server
 from flotta_proto.kvdb.kvstore_pb2_grpc import add_KVServiceServicer_to_server
 from flotta_proto.kvdb.replication_pb2_grpc import add_ReplicationServiceServicer_to_server
+from flotta_runtime.auth import TokenCheck
 from flotta_runtime.clock import SYSTEM_CLOCK, Clock
 from flotta_runtime.errors import StartupError
 from flotta_runtime.http import HttpServer, status_server
+from flotta_runtime.links import Links, open_links
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import CALLS_MAX, REQUEST_BYTES_MAX, GrpcServer, build_server, dialer
 from flotta_runtime.tasks import Supervisor
+from flotta_runtime.throttle import Throttle
 from flotta_runtime.tls import open_channel
 from flotta_runtime.tls_watch import follow_files
+from flotta_runtime.turns import Turns
 
 from flotta_storage.backend import Backend, Shared, open_backend
 from flotta_storage.batch_handler import BatchHandler, Deadlines
@@ -39,9 +43,10 @@ from flotta_storage.hints import Hints
 from flotta_storage.kvservice import KvService, ReplicationService
 from flotta_storage.map_model import MapModel
 from flotta_storage.membership import MembershipAsker
-from flotta_storage.outbox import Connections
+from flotta_storage.outbox import UNSENT_BYTES_MAX, Connections
 from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import ReplicaTable
+from flotta_storage.request_links import RequestLinks
 from flotta_storage.settings import StorageSettings
 from flotta_storage.shards_service import ShardsService
 from flotta_storage.stamping import Stamps
@@ -64,6 +69,7 @@ class StorageNode:
         self._settings = settings
         self._clock = clock
         self._log = get_logger("storage", node=settings.node_id)
+        self._throttle = Throttle(clock)
         self._failpoints = failpoints.from_environment(extra=EMBEDDED_FAILPOINTS)
         try:
             self.directory = DataDirectory.open(settings.data_dir, settings.node_id, failpoints=self._failpoints)
@@ -78,7 +84,17 @@ class StorageNode:
         dial = dialer(token, self._tls)
         self._link = CoordinatorLink(settings.coordinators, dial)
         self._asker = MembershipAsker(dial)
-        self._transport = GrpcTransport(
+        self._turns = Turns()
+        self._native: Links | None = None
+        if settings.transport == "native" and not settings.tls_files():  # links know no TLS yet
+            self._native = open_links(
+                self._turns,
+                unsent_bytes_max=UNSENT_BYTES_MAX,
+                keepalive_ms=LINK_KEEPALIVE_MS,
+                report=self._link_trouble,
+            )
+        self._transport = make_transport(
+            self._native,
             self.directory,
             self._address_of,
             token=token,
@@ -105,6 +121,10 @@ class StorageNode:
         )
         self._connections = Connections()
         self._shards = ShardsService(self.handler, self.replicas, self._budget, self._connections)
+        if self._native is not None:
+            RequestLinks(
+                self._native, self.handler, self._budget, self._connections, TokenCheck(token), self._link_trouble
+            )
         self._server = self._make_server(token)
         self._telemetry.watch(self._budget, self.replicas, self._stamps)
         self._supervisor = Supervisor("storage")
@@ -123,6 +143,8 @@ class StorageNode:
         await self._supervisor.start()
         if self._tls is not None:
             self._supervisor.spawn("tls files", follow_files(self._tls))
+        if self._native is not None:
+            self._supervisor.spawn("links", self._native.run())
         try:
             self.port = await self._server.start(waiting=DATA_SERVICES)
             http = status_server(self.metrics, self._readiness, self._settings.http_address(self.port))
@@ -145,6 +167,7 @@ class StorageNode:
                     self._clock,
                     self._stamps,
                     self._failpoints,
+                    self._turns,
                 ),
             )
             await self._serve(self.backend, hello=known)
@@ -185,7 +208,6 @@ class StorageNode:
         self.model.cluster_id = answer.cluster_id
 
     async def _serve(self, backend: Backend, *, hello: bool) -> None:
-        loop = asyncio.get_running_loop()
         await backend.run(self._supervisor)
         reads = ReadBatcher(
             backend.host,
@@ -193,7 +215,7 @@ class StorageNode:
             self._stamps.now_ms,
             self._budget,
             self._deadlines,
-            lambda turn_end: loop.call_soon(turn_end),
+            self._turns.soon,
         )
         self._shards.host = backend.host
         self._telemetry.watch_host(backend.health, backend.duties)
@@ -221,6 +243,8 @@ class StorageNode:
             await self.backend.close()
         await self._asker.close()
         await self._link.close()
+        if self._native is not None:
+            self._native.shut_down()
         if self.backend is not None:
             await asyncio.to_thread(self.backend.close_engine)
         self.directory.close()
@@ -250,7 +274,14 @@ class StorageNode:
             request_bytes_max=max(REQUEST_BYTES_MAX, 2 * self._settings.operation_bytes_max),
             metrics=self.metrics,
             tls=self._tls,
+            links=self._native.hub if self._native is not None else None,
+            turns=self._turns,
         )
+
+    def _link_trouble(self, text: str) -> None:
+        left_out = self._throttle.admit("link")
+        if left_out is not None:
+            self._log.warning("link", reason=text, left_out=left_out)
 
     def _shutdown(self) -> None:
         self.request_stop()

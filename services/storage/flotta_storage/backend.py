@@ -26,6 +26,7 @@ from flotta_runtime.errors import StartupError
 from flotta_runtime.logging import get_logger
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.throttle import Throttle
+from flotta_runtime.turns import Turns
 
 from flotta_storage.coordinator_link import CoordinatorLink
 from flotta_storage.core.commands import new_registry
@@ -58,6 +59,7 @@ class Shared:
     clock: Clock
     stamps: Stamps
     failpoints: Failpoints
+    turns: Turns
 
 
 class Backend:
@@ -192,6 +194,7 @@ def open_backend(shared: Shared) -> Backend:
             shared.transport,
             options=HostOptions(tick_ms=shared.settings.tick_ms, election_ticks=shared.settings.election_ticks),
             failpoints=shared.failpoints,
+            turns=shared.turns,
         )
     except (RecordsError, MissingMachine, SnapshotDamaged, flotta_native.LogCorruption) as error:
         engine.close()

@@ -16,18 +16,25 @@ StartGateway = Callable[..., Awaitable[tuple[Gateway, KvGatewayStub]]]
 
 
 @pytest.fixture
-async def cluster() -> AsyncIterator[FakeCluster]:
-    made = await FakeCluster().start()
+def transport() -> str:
+    """How a gateway reaches its nodes. Modules whose tests depend on it run with both."""
+    return "native"
+
+
+@pytest.fixture
+async def cluster(transport: str) -> AsyncIterator[FakeCluster]:
+    made = await FakeCluster(native=transport == "native").start()
     yield made
     await made.stop()
 
 
 @pytest.fixture
-async def start_gateway() -> AsyncIterator[StartGateway]:
+async def start_gateway(transport: str) -> AsyncIterator[StartGateway]:
     """Call with a cluster and settings; get a gateway and a stub on it."""
     stops: list[Callable[[], Awaitable[Any]]] = []
 
     async def make(cluster: FakeCluster, **settings: Any) -> tuple[Gateway, KvGatewayStub]:
+        settings.setdefault("transport", transport)
         settings.setdefault("coordinators", tuple(one.address for one in cluster.coordinators))
         gateway = await start(
             GatewaySettings(

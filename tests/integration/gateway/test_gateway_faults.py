@@ -15,6 +15,7 @@ from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.hashing import shard_index
 
+pytestmark = pytest.mark.parametrize("transport", ["native", "grpcio"])
 Start = Callable[..., Awaitable[tuple[Any, Any]]]
 KEY = b"k"
 SHARD = f"shard-{shard_index(KEY, 4)}"

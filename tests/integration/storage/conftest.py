@@ -8,8 +8,14 @@ from storage_cluster import Cluster
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(tmp_path)
+def transport() -> str:
+    """What the nodes speak. Modules whose tests depend on it run with both."""
+    return "native"
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, transport: str) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path, transport)
     try:
         yield made
     finally:

@@ -135,8 +135,9 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
 class Cluster:
     """A scripted coordinator and storage nodes, all in this process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, transport: str = "native") -> None:
         self.path = path
+        self.transport = transport
         self.coordinator = ScriptedCoordinator()
         self.nodes: dict[str, StorageNode] = {}
         self._ports: dict[str, int] = {}
@@ -176,6 +177,7 @@ class Cluster:
             "coordinators": (f"127.0.0.1:{self.coordinator_port}",),
             "data_dir": self.path / node_id,
             "internal_token": TOKEN,
+            "transport": self.transport,
             "tick_ms": 20,
             "heartbeat_ms": 100,
             "duties_ms": 50,
