@@ -14,7 +14,7 @@ NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*' -not 
 PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
 
 .PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
-	test test-python test-native sim sim-planted bench bench-full overload fuzz compose-test proto docs wheels
+	test test-python test-native sim sim-planted bench bench-full soak profile overload fuzz compose-test proto docs wheels
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -106,6 +106,14 @@ bench: build ## Put/Get beside etcd and Redis in alternating rounds of one run, 
 bench-full: build ## all parts: also shards, values, nodes, saturation, start-up, fail-over (an hour; PARTS=a,b: only these)
 	scripts/setup_bench.sh
 	$(PYTHON) bench/run.py $(if $(PARTS),--parts $(PARTS),--full)
+
+soak: build ## MINUTES=10 at half of capacity: memory, files, threads and tasks must not grow, and every write must be there
+	scripts/setup_bench.sh
+	$(PYTHON) bench/soak.py --minutes $(or $(MINUTES),10)
+
+profile: build ## where the CPU of gateway and node-1 goes under load; OPERATION=get CONC=200 for others
+	scripts/setup_bench.sh
+	$(PYTHON) bench/profiles.py --operation $(or $(OPERATION),put) --conc $(or $(CONC),50)
 
 overload: build ## attacks of every kind on a gateway, beside a quiet client: a table
 	$(PYTHON) bench/overload.py

@@ -19,6 +19,7 @@ from machine import describe
 from systems import ROOT
 
 RESULTS = ROOT / "bench" / "results"
+QUICK = "quick"  # a part that was run with other settings than its own: kept to look at, never among the records
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def load(path: Path) -> Result:
 
 
 def load_all(folder: Path = RESULTS) -> dict[str, Result]:
-    """The newest run of each part that was ever run here."""
-    return {path.stem: load(path) for path in sorted(folder.glob("*.json"))}
+    """The newest run of each part that was ever run here as it is meant to be."""
+    return {path.stem: load(path) for path in sorted(folder.glob("*.json")) if path.stem != QUICK}
 
 
 def once(value: float) -> Spread:

@@ -4,7 +4,7 @@
     python bench/run.py --full                           what `make bench-full` runs: all parts
     python bench/run.py --only put --conc 50 --rounds 3  one lever, quickly
     python bench/run.py --parts failover --kills 5
-    python bench/run.py --smoke                          tiny counts, no figures worth reading
+    python bench/run.py --smoke --full                   every part with tiny counts, no figures worth reading
 
 Results lie under bench/results, the newest of each part; a quick look (anything but a part's own settings) is kept
 apart from them as `quick.json`.
@@ -28,8 +28,8 @@ import saturation
 import startup
 import sweeps
 from bars import bar_table
-from records import RESULTS, Result, load_all, merged_facts, save
-from systems import ROOT
+from pictures import draw
+from records import QUICK, RESULTS, Result, load_all, merged_facts, save
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
     "core": core.run,
@@ -37,6 +37,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
     "shards": sweeps.shards,
     "values": sweeps.values,
     "nodes": sweeps.nodes,
+    "transports": sweeps.transports,
     "saturation": saturation.run,
     "startup": startup.run,
     "failover": failover.run,
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--parts", default=",".join(BENCH), help=f"of {', '.join(PARTS)}")
     found.add_argument("--full", action="store_true", help="all parts")
     found.add_argument("--smoke", action="store_true", help="tiny counts")
+    found.add_argument("--results", type=Path, default=RESULTS, help="directory of the JSON files")
     found.add_argument("--rounds", type=int, default=5)
     found.add_argument("--seconds", type=float, default=2.5, help="length of a cell")
     found.add_argument("--calls", type=int, default=0, help="calls of a cell, instead of its length")
@@ -77,13 +79,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parsing = parser()
     given = parsing.parse_args(words)
     changed = {name for name, value in vars(given).items() if value != parsing.get_default(name)}
-    given.quick = bool(changed - {"parts", "full"})
+    given.quick = bool(changed - {"parts", "full", "results"})
     if given.full:
         given.parts = ",".join(PARTS)
     elif changed & set(CORE_ONLY):
         given.parts = "core"
     if given.smoke:
-        given.rounds, given.calls, given.conc, given.keys = 1, 200, "1,20", 200
+        given.rounds, given.calls, given.conc, given.conn, given.keys = 1, 200, "20", "8", 200
     if unknown := set(given.parts.split(",")) - set(PARTS):
         parsing.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     return given
@@ -98,13 +100,16 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="flotta-bench-") as folder:
             result = PARTS[part](given, Path(folder))
         if given.quick:
-            result = replace(result, part="quick")
-        save(result, RESULTS)
+            result = replace(result, part=QUICK)
+        save(result, given.results)
         errors += result.errors
         print(f"\n{result.text()}")
     if not given.quick:
-        print(f"\n{bar_table(merged_facts([*load_all().values()])).text()}")
-    print(f"\nevery figure: {RESULTS.relative_to(ROOT)}/")
+        results = load_all(given.results)
+        print(f"\n{bar_table(merged_facts([*results.values()])).text()}\n")
+        for path in draw(results, given.results):
+            print(f"chart: {path}")
+    print(f"\nevery figure: {given.results}")
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0

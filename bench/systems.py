@@ -107,6 +107,13 @@ class Flotta(Target):
         pattern = rf'flotta_gateway_requests_total{{code="OK",operation="{operation.upper()}"}}'
         return counter(self.metrics_url("gateway"), pattern)
 
+    def answers(self) -> dict[str, int]:
+        """How many requests the gateway answered so far, by operation and code: `PUT OK`."""
+        with urllib.request.urlopen(self.metrics_url("gateway"), timeout=10) as answer:
+            text = answer.read().decode()
+        pattern = r'^flotta_gateway_requests_total\{code="(\w+)",operation="(\w+)"\} (\S+)$'
+        return {f"{operation} {code}": int(float(count)) for code, operation, count in re.findall(pattern, text, re.M)}
+
     def read(self, keys: list[bytes]) -> list[bytes | None]:
         async def run() -> list[bytes | None]:
             async with AsyncClient(self.address) as client:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need beyond the build: a container engine with compose, debootstrap, network tools, grpcurl.
+# Installs what the tests need beyond the build: a container engine with compose, debootstrap, network tools, grpcurl,
+# and what the benchmark measures with and compares with: ghz, h2load, etcd, Redis.
 set -euo pipefail
 packages=()
 want() { command -v "$1" >/dev/null 2>&1 || [ -x "$1" ] || packages+=("$2"); }
@@ -14,6 +15,9 @@ want mkfs.ext4 e2fsprogs
 want xfs_io xfsprogs
 want faketime faketime
 want openssl openssl
+want etcd etcd-server
+want redis-server redis-server
+want h2load nghttp2-client
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
         echo "the tests need these Debian packages: ${packages[*]}" >&2
@@ -25,4 +29,7 @@ fi
 if ! command -v grpcurl >/dev/null 2>&1 && [ ! -x "$(go env GOPATH 2>/dev/null)/bin/grpcurl" ]; then
     command -v go >/dev/null 2>&1 || { echo "the tests need Go, for grpcurl" >&2; exit 1; }
     go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+fi
+if ! command -v ghz >/dev/null 2>&1 && [ ! -x "$(go env GOPATH)/bin/ghz" ]; then
+    go install github.com/bojand/ghz/cmd/ghz@v0.121.0
 fi

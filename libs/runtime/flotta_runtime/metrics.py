@@ -5,6 +5,7 @@ Hot paths bind label children once and keep them; counters are cheap, label look
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -33,6 +34,7 @@ class Metrics:
         self.gauge("flotta_service_info", "Which service and node this is; always 1.", ("service", "node")).labels(
             service, node
         ).set(1)
+        self.gauge("flotta_asyncio_tasks", "Unfinished tasks of the event loop that is scraped.").set_function(_tasks)
 
     def counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
         """A number that only grows; `name` ends in _total."""
@@ -51,3 +53,11 @@ class Metrics:
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+def _tasks() -> int:
+    """None are seen from outside a loop."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from bars import BARS, Bar, bar_table
 from figures import Measure, Spread
-from records import Result, Table, load, load_all, merged_facts, once, save
+from records import QUICK, Result, Table, load, load_all, merged_facts, once, save
 from report import failures, quietness, rate_table, ratio_facts, ratio_table
 from run import arguments
 from shard_writers import first_after_s, longest_silence_s
@@ -48,6 +48,7 @@ def test_a_result_survives_its_file(tmp_path: Path):
     assert replace(saved, when="", machine={}) == result
     assert saved.when and saved.machine["cores"] > 0
     assert load(tmp_path / "core.json") == saved
+    save(replace(result, part=QUICK), tmp_path)
     assert load_all(tmp_path) == {"core": saved}
 
 

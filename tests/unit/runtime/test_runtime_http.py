@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 from flotta_runtime.errors import StartupError
@@ -35,3 +37,20 @@ async def test_live_ready_and_metrics() -> None:
         await second.start()
     await server.stop()
     await server.stop()
+
+
+async def test_tasks_of_the_scraped_loop_are_counted() -> None:
+    metrics = Metrics("unit")
+
+    def counted() -> float:
+        found = metrics.registry.get_sample_value("flotta_asyncio_tasks")
+        assert found is not None
+        return found
+
+    before, gate = counted(), asyncio.Event()
+    waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
+    assert counted() == before + 3
+    gate.set()
+    await asyncio.gather(*waiting)
+    assert counted() == before
+    assert await asyncio.to_thread(counted) == 0
