@@ -84,7 +84,8 @@ class Layout:
 
     @property
     def admin_url(self) -> str:
-        return f"http://{self.host}:{self.admin_port}"
+        scheme = "https" if os.environ.get("FLOTTA_TLS_CERT_FILE") else "http"
+        return f"{scheme}://{self.host}:{self.admin_port}"
 
 
 def _number(name: str, default: int, low: int, high: int) -> int:

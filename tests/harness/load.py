@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 
 import grpc.aio
 from flotta_proto.kvdb import gateway_pb2
+from flotta_runtime.tls import Tls
 from process_cluster import Client, until
 
+FAILURES_KEPT = 100
 OK = gateway_pb2.Status.OK
 CERTAINLY_NOT = {
     gateway_pb2.Status.UNAVAILABLE,
@@ -48,6 +50,8 @@ class Load:
     version_regressions: list[str] = field(default_factory=list)
     stopping: bool = False
     value_bytes: int = 0  # values are filled up with spaces to this length
+    tls: Tls | None = None
+    failures: list[str] = field(default_factory=list)  # calls without an answer, the first of them
 
     def __post_init__(self) -> None:
         for key in self.keys:
@@ -55,7 +59,7 @@ class Load:
             self.acks.setdefault(key, [])
 
     async def run(self) -> None:
-        clients = [Client(address) for address in self.addresses]
+        clients = [Client(address, self.tls) for address in self.addresses]
         try:
             async with asyncio.TaskGroup() as group:
                 for n, key in enumerate(self.keys):
@@ -70,7 +74,8 @@ class Load:
             value, turn = value + 1, turn + 1
             try:
                 reply = await clients[turn % len(clients)].put(key, (b"%d" % value).ljust(self.value_bytes), timeout=3)
-            except grpc.aio.AioRpcError:
+            except grpc.aio.AioRpcError as error:
+                self._failed(f"{error.code().name}: {error.details()}")
                 record.maybe.add(value)
                 await asyncio.sleep(0.02)
                 continue
@@ -81,9 +86,14 @@ class Load:
                 record.maybe = {attempt for attempt in record.maybe if attempt > value}
                 self.acks[key].append(time.monotonic())
             else:
+                self._failed(f"answered {reply.status.code}: {reply.status.message}")
                 if reply.status.code not in CERTAINLY_NOT:
                     record.maybe.add(value)
                 await asyncio.sleep(0.02)
+
+    def _failed(self, why: str) -> None:
+        if len(self.failures) < FAILURES_KEPT:
+            self.failures.append(why)
 
     def total(self) -> int:
         return sum(len(times) for times in self.acks.values())
@@ -101,7 +111,7 @@ class Load:
 
     async def verify(self, address: str) -> int:
         """Read every key; returns how many were checked. AssertionError names each lost or invented write."""
-        client, wrong = Client(address), []
+        client, wrong = Client(address, self.tls), []
         try:
             for key, record in self.records.items():
                 reply = await client.get(key, timeout=10)

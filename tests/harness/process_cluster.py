@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -16,9 +17,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import certificates
 import grpc.aio
 from flotta_proto.flotta import storage_pb2, storage_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2, coordinator_pb2_grpc, gateway_pb2, gateway_pb2_grpc
+from flotta_runtime.settings import Transport
+from flotta_runtime.tls import Tls, TlsFiles, client_tls, open_channel
 
 ROOT = Path(__file__).resolve().parents[2]
 HTTP_OFFSET = 10_000
@@ -75,6 +79,8 @@ class ProcessCluster:
         gateways: int = 2,
         separable: bool = False,
         variables: Mapping[str, Mapping[str, str]] | None = None,
+        transport: Transport | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         base = free_base_port(16)
         self.coordinator_port, self.node_port = base, base + 4
@@ -86,6 +92,8 @@ class ProcessCluster:
         self.separable = separable
         # Environment variables that one member alone is started with at first.
         self.variables = variables or {}
+        self.tls_files = tls
+        self.tls = client_tls(tls)
         self.environment = {
             **os.environ,
             "N_COORDINATORS": "3",
@@ -100,6 +108,11 @@ class ProcessCluster:
             "DATA_DIR": str(folder / "data"),
             "LOG_DIR": str(folder / "logs"),
         }
+        if transport is not None:
+            self.environment["FLOTTA_TRANSPORT"] = transport
+        if tls is not None:
+            named = {name.upper(): str(value) for name, value in certificates.settings(tls).items()}
+            self.environment |= {f"FLOTTA_{name}": value for name, value in named.items()}
         self.environment.pop("KVDB_INTERNAL_GRPC_TOKEN", None)
         self.environment.pop("KVDB_ADMIN_SECURITY_API_KEY", None)
 
@@ -171,14 +184,15 @@ class ProcessCluster:
 
     def admin_sync(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         key = (self.folder / "data" / "admin-api-key").read_text().strip()
+        scheme, context = ("http", None) if self.tls_files is None else ("https", https_context(self.tls_files))
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.admin_port}{path}",
+            f"{scheme}://127.0.0.1:{self.admin_port}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"X-Admin-Api-Key": key, "Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=10, context=context) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as refusal:
             with refusal:
@@ -205,7 +219,7 @@ class ProcessCluster:
     async def coordinator_leader(self) -> str:
         """The id of the coordinator that leads, as the coordinators themselves say."""
         for n in range(self.coordinators):
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.coordinator_port + n}") as channel:
+            async with open_channel(self.tls, f"127.0.0.1:{self.coordinator_port + n}", ()) as channel:
                 stub = coordinator_pb2_grpc.CoordinatorStub(channel)
                 try:
                     answer = await stub.GetCoordinatorLeader(coordinator_pb2.GetCoordinatorLeaderRequest(), timeout=2)
@@ -223,7 +237,7 @@ class ProcessCluster:
         token = self.internal_token()
         found: dict[str, dict[str, tuple[int, int, str]]] = {}
         for n in range(1, self.nodes + 1):
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.node_port + n - 1}") as channel:
+            async with open_channel(self.tls, f"127.0.0.1:{self.node_port + n - 1}", ()) as channel:
                 stub = storage_pb2_grpc.ShardsStub(channel)
                 metadata = (("x-kvdb-internal-token", token),)
                 answer = await stub.Digest(storage_pb2.DigestRequest(), timeout=30, metadata=metadata)
@@ -231,6 +245,14 @@ class ProcessCluster:
                 row = (replica.applied_index, replica.keys, replica.sha256.hex())
                 found.setdefault(replica.shard_id, {})[f"node-{n}"] = row
         return found
+
+
+def https_context(files: TlsFiles) -> ssl.SSLContext:
+    """For calls of the admin API, with the same files."""
+    context = ssl.create_default_context(cafile=str(files.ca_file))
+    if files.cert_file is not None:
+        context.load_cert_chain(files.cert_file, files.key_file)
+    return context
 
 
 async def until(check: Callable[[], Any], what: str, seconds: float = 60) -> Any:
@@ -258,10 +280,19 @@ async def running(
     gateways: int = 2,
     separable: bool = False,
     variables: Mapping[str, Mapping[str, str]] | None = None,
+    transport: Transport | None = None,
+    tls: TlsFiles | None = None,
 ) -> AsyncIterator[ProcessCluster]:
     """A bootstrapped cluster; every process it started is stopped at the end."""
     cluster = ProcessCluster(
-        folder, nodes=nodes, shards=shards, gateways=gateways, separable=separable, variables=variables
+        folder,
+        nodes=nodes,
+        shards=shards,
+        gateways=gateways,
+        separable=separable,
+        variables=variables,
+        transport=transport,
+        tls=tls,
     )
     try:
         await cluster.start()
@@ -305,10 +336,9 @@ async def start_is_refused(cluster: ProcessCluster, name: str) -> str:
 class Client:
     """The smallest gateway client: one key/value call each, with the reply's code."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.aio.insecure_channel(
-            address, options=[("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-        )
+    def __init__(self, address: str, tls: Tls | None = None) -> None:
+        options = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200))
+        self.channel = open_channel(tls, address, options)
         self.stub = gateway_pb2_grpc.KvGatewayStub(self.channel)
 
     async def put(self, key: bytes, value: bytes, timeout: float = 5, ttl_ms: int = 0) -> gateway_pb2.PutResponse:

@@ -4,7 +4,8 @@ Every step is idempotent, so a second run (a restarted container, an impatient o
 
     python -m flotta_admin.bootstrap --admin http://127.0.0.1:8089 --nodes node-1=127.0.0.1:8001 --shards 8 --rf 3
 
-The API key is read from KVDB_ADMIN_SECURITY_API_KEY or from the file named by FLOTTA_ADMIN_API_KEY_FILE.
+The API key is read from KVDB_ADMIN_SECURITY_API_KEY or from the file named by FLOTTA_ADMIN_API_KEY_FILE. For an https
+address FLOTTA_TLS_CA_FILE names the authorities to trust, FLOTTA_TLS_CERT_FILE and FLOTTA_TLS_KEY_FILE what to show.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -39,6 +41,7 @@ class AdminClient:
 
     url: str
     api_key: str
+    tls: ssl.SSLContext | None = None
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         """One call. NotYet while the service is unreachable or answers 409, 412, 429 or 5xx; Refused on any other 4xx.
@@ -52,7 +55,7 @@ class AdminClient:
             headers={"Content-Type": "application/json", "X-Admin-Api-Key": self.api_key},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=10, context=self.tls) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as refusal:
             text = f"{method} {path}: {refusal.code} {refusal.read().decode(errors='replace')}"
@@ -111,6 +114,19 @@ def api_key() -> str:
     raise Refused("set KVDB_ADMIN_SECURITY_API_KEY, or FLOTTA_ADMIN_API_KEY_FILE to a file that holds the key")
 
 
+def tls_context(url: str) -> ssl.SSLContext | None:
+    """For an https address, from the environment."""
+    if not url.startswith("https:"):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=os.environ.get("FLOTTA_TLS_CA_FILE") or None)
+        if cert := os.environ.get("FLOTTA_TLS_CERT_FILE"):
+            context.load_cert_chain(cert, os.environ.get("FLOTTA_TLS_KEY_FILE") or None)
+    except OSError as error:
+        raise Refused(f"the files of FLOTTA_TLS_CA_FILE, _CERT_FILE and _KEY_FILE cannot be used: {error}") from error
+    return context
+
+
 def node_list(text: str) -> dict[str, str]:
     """`node-1=host:8001,node-2=host:8002` as a dictionary."""
     pairs = [item.partition("=") for item in text.split(",") if item]
@@ -130,7 +146,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         bootstrap(
-            AdminClient(given.admin.rstrip("/"), api_key()),
+            AdminClient(given.admin.rstrip("/"), api_key(), tls_context(given.admin)),
             given.nodes,
             zone=given.zone,
             shards=given.shards,
