@@ -68,26 +68,35 @@ def metadata_of(hello: bytes) -> dict[str, str]:
         raise ValueError("the greeting cannot be read") from error
 
 
-def open_links(turns: Turns, *, unsent_bytes_max: int, keepalive_ms: int, report: Callable[[str], None]) -> Links:
+def open_links(
+    turns: Turns,
+    *,
+    unsent_bytes_max: int,
+    keepalive_ms: int,
+    tls: flotta_native.ClientTls | None,
+    report: Callable[[str], None],
+) -> Links:
     """The links of a service: `unsent_bytes_max` of each; a peer is asked after `keepalive_ms` of silence, and given up
     after as long again."""
     hub = flotta_native.LinkHub(
         unsent_bytes_max=unsent_bytes_max, keepalive_ms=keepalive_ms, keepalive_timeout_ms=keepalive_ms
     )
-    return Links(hub, turns, report=report)
+    return Links(hub, turns, tls=tls, report=report)
 
 
 class Links:
-    """See the module. `run` is its one task."""
+    """See the module. `run` is its one task. `tls` is for the links made here."""
 
     def __init__(
         self,
         hub: flotta_native.LinkHub,
         turns: Turns,
         *,
+        tls: flotta_native.ClientTls | None = None,
         report: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.hub = hub
+        self._tls = tls
         self._turns = turns
         self._report = report
         self._acceptors: dict[str, Acceptor] = {}
@@ -116,7 +125,7 @@ class Links:
 
     def connect(self, address: str, purpose: str, hello: bytes, owner: LinkOwner, timeout_ms: int) -> int:
         """A new link; the owner hears `up` or `down` later."""
-        link = self.hub.connect(address, purpose, hello, timeout_ms=timeout_ms)
+        link = self.hub.connect(address, purpose, hello, timeout_ms=timeout_ms, tls=self._tls)
         self._owners[link] = owner
         return link
 

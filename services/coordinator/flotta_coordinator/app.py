@@ -33,6 +33,7 @@ from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.links import Links, open_links
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.native_tls import client_tls
 from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import GrpcServer, build_server, dialer
 from flotta_runtime.tasks import Supervisor
@@ -93,16 +94,17 @@ class CoordinatorApp:
             check_ms=settings.liveness_check_ms,
             cluster_id=lambda: self._directory.identity.cluster_id,
         )
+        self._tls = settings.tls()
         self._turns = Turns()
         self._native: Links | None = None
-        if settings.transport == "native" and not settings.tls_files():  # links know no TLS yet
+        if settings.transport == "native":
             self._native = open_links(
                 self._turns,
                 unsent_bytes_max=LINK_BYTES_MAX,
                 keepalive_ms=LINK_KEEPALIVE_MS,
+                tls=client_tls(self._tls),
                 report=lambda text: self._log.warning("link", reason=text),
             )
-        self._tls = settings.tls()
         self._dial = dialer(settings.token(), self._tls)
         self._forwarder = Forwarder(self._dial)
         self._tasks = Supervisor("coordinator")

@@ -13,6 +13,7 @@ from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.links import Links, open_links
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.native_tls import client_tls
 from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import CALLS_MAX, MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX, build_server, dialer
 from flotta_runtime.tasks import Supervisor
@@ -57,7 +58,7 @@ class Gateway:
         self._turns = Turns()
         self._native: Links | None = None
         ways: tuple[SessionFactory, ...] = (grpc_sessions(options, token, self._tls),)
-        if settings.transport == "native" and not settings.tls_files():  # links know no TLS yet
+        if settings.transport == "native":
             # A link has room for all that may wait for its node: the bound in `options` is met first.
             room = settings.node_bytes_max + settings.node_bytes_max // 4 + MESSAGE_BYTES_MAX
             log = get_logger("gateway.links")
@@ -65,6 +66,7 @@ class Gateway:
                 self._turns,
                 unsent_bytes_max=room,
                 keepalive_ms=settings.keepalive_ms,
+                tls=client_tls(self._tls),
                 report=lambda text: log.warning("link closed", reason=text),
             )
             ways = (link_sessions(self._native, options, token), *ways)

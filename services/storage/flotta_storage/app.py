@@ -25,6 +25,7 @@ from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.links import Links, open_links
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.native_tls import client_tls
 from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import CALLS_MAX, REQUEST_BYTES_MAX, GrpcServer, build_server, dialer
 from flotta_runtime.tasks import Supervisor
@@ -86,11 +87,12 @@ class StorageNode:
         self._asker = MembershipAsker(dial)
         self._turns = Turns()
         self._native: Links | None = None
-        if settings.transport == "native" and not settings.tls_files():  # links know no TLS yet
+        if settings.transport == "native":
             self._native = open_links(
                 self._turns,
                 unsent_bytes_max=UNSENT_BYTES_MAX,
                 keepalive_ms=LINK_KEEPALIVE_MS,
+                tls=client_tls(self._tls),
                 report=self._link_trouble,
             )
         self._transport = make_transport(

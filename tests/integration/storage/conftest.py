@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from flotta_runtime.tls import TlsFiles
 from storage_cluster import Cluster
 
 
@@ -14,8 +15,14 @@ def transport() -> str:
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path, transport: str) -> AsyncIterator[Cluster]:
-    made = Cluster(tmp_path, transport)
+def tls() -> TlsFiles | None:
+    """What everybody in the cluster shows and trusts, if anything."""
+    return None
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, transport: str, tls: TlsFiles | None) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path, transport, tls)
     try:
         yield made
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import certificates
 import grpc.aio
 from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc, storage_pb2, storage_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2 as pb
@@ -18,6 +19,7 @@ from flotta_proto.kvdb import coordinator_pb2_grpc, gateway_pb2, kvstore_pb2_grp
 from flotta_runtime.clock import SYSTEM_CLOCK, Clock
 from flotta_runtime.hashing import shard_index
 from flotta_runtime.server import GrpcServer, build_server
+from flotta_runtime.tls import Tls, TlsFiles
 from flotta_storage.app import StorageNode, start
 from flotta_storage.settings import StorageSettings
 
@@ -135,9 +137,10 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
 class Cluster:
     """A scripted coordinator and storage nodes, all in this process."""
 
-    def __init__(self, path: Path, transport: str = "native") -> None:
+    def __init__(self, path: Path, transport: str = "native", tls: TlsFiles | None = None) -> None:
         self.path = path
         self.transport = transport
+        self.tls_files = tls
         self.coordinator = ScriptedCoordinator()
         self.nodes: dict[str, StorageNode] = {}
         self._ports: dict[str, int] = {}
@@ -161,6 +164,7 @@ class Cluster:
             ],
             listen=f"127.0.0.1:{self.coordinator_port}",
             token=TOKEN,
+            tls=Tls(self.tls_files) if self.tls_files is not None else None,
         )
         self.coordinator_port = await self._server.start()
 
@@ -184,7 +188,8 @@ class Cluster:
             "map_poll_ms": 200,
             "stop_timeout_ms": 2_000,
         }
-        return StorageSettings(**{**values, **fields})
+        tls = certificates.settings(self.tls_files) if self.tls_files is not None else {}
+        return StorageSettings(**{**values, **tls, **fields})
 
     async def start(self, node_id: str, *, clock: Clock = SYSTEM_CLOCK, **fields: Any) -> StorageNode:
         node = await start(self.settings(node_id, **fields), clock)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import certificates
 import flotta_native
-import grpc.aio
 import pytest
+from certificates import Authority, Pair
 from flotta_gateway.app import Gateway, start
 from flotta_gateway.settings import GatewaySettings
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2_grpc import KvGatewayStub
 from flotta_runtime.auth import REFUSAL, token_metadata
 from flotta_runtime.links import Links, hello_of
+from flotta_runtime.tls import Tls, TlsFiles, open_channel
 from flotta_runtime.turns import Turns
 from storage_cluster import TOKEN, Cluster
 
@@ -36,6 +39,7 @@ async def gateway(cluster: Cluster) -> AsyncIterator[Gateway]:
             coordinators=(f"127.0.0.1:{cluster.coordinator_port}",),
             deadline_default_ms=20_000,
             stop_timeout_ms=500,
+            **(certificates.settings(cluster.tls_files) if cluster.tls_files is not None else {}),
         )
     )
     yield made
@@ -45,8 +49,8 @@ async def gateway(cluster: Cluster) -> AsyncIterator[Gateway]:
 class Load:
     """Clients that write and read back, each its own keys, and keep every answer that was not OK."""
 
-    def __init__(self, gateway: Gateway, clients: int) -> None:
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}")
+    def __init__(self, gateway: Gateway, clients: int, tls: TlsFiles | None = None) -> None:
+        self._channel = open_channel(Tls(tls) if tls is not None else None, f"127.0.0.1:{gateway.port}", ())
         self._stub = KvGatewayStub(self._channel)
         self._stop = asyncio.Event()
         self.done = 0
@@ -89,20 +93,63 @@ async def test_nodes_that_stop_and_come_back_fail_no_call(cluster: Cluster, gate
     assert load.failed == []
 
 
+def check_links(cluster: Cluster, gateway: Gateway) -> None:
+    """Everything went over links, or nothing did."""
+    native = gateway._native
+    assert (native is not None) == (cluster.transport == "native")
+    if native is not None:
+        assert native.hub.stats().links == len(cluster.nodes)
+        for node in cluster.nodes.values():
+            assert node._native is not None
+            stats = node._native.hub.stats()
+            assert stats.raft_frames_in > 0 and stats.raft_frames_out > 0
+        assert native.hub.stats().frames_out > 0
+
+
 @BOTH
-async def test_the_same_answers_and_one_link_for_each_node(cluster: Cluster, gateway: Gateway) -> None:
+async def test_one_link_for_each_node_or_none(cluster: Cluster, gateway: Gateway) -> None:
     load = Load(gateway, 10)
     await cluster.until(lambda: load.done > 100)
     await load.stop()
     assert load.failed == []
-    native = gateway._native
-    assert (native is not None) == (cluster.transport == "native")
-    if native is not None:
-        assert native.hub.stats().links == 3
-        for node in cluster.nodes.values():
-            assert node._native is not None
-            stats = node._native.hub.stats()
-            assert stats.frames_in > 0 and stats.raft_frames_in > 0 and stats.raft_frames_out > 0
+    check_links(cluster, gateway)
+
+
+class TestWithTls:
+    """Everybody shows a certificate and asks for one."""
+
+    @pytest.fixture
+    def authority(self, tmp_path: Path) -> Authority:
+        return Authority(tmp_path / "authority")
+
+    @pytest.fixture
+    def pair(self, authority: Authority) -> Pair:
+        return authority.sign("everybody")
+
+    @pytest.fixture
+    def tls(self, authority: Authority, pair: Pair) -> TlsFiles:
+        return authority.files(pair, mutual=True)
+
+    @BOTH
+    async def test_links_and_streams_are_made_anew_with_replaced_certificates(
+        self, cluster: Cluster, gateway: Gateway, authority: Authority, pair: Pair
+    ) -> None:
+        load = Load(gateway, 5, cluster.tls_files)
+        await cluster.until(lambda: load.done > 50)
+        check_links(cluster, gateway)
+        certificates.replace(pair, authority.sign("everybody-else"))
+        await cluster.until(
+            lambda: all(node._tls is not None and node._tls.generation for node in cluster.nodes.values())
+        )
+        for node_id in THREE:
+            await cluster.stop(node_id)
+            await cluster.start(node_id)
+            await cluster.until(lambda: sum(link.up for link in gateway.links.links()) == 3)
+        before = load.done
+        await cluster.until(lambda: load.done > before + 50)
+        await load.stop()
+        assert load.failed == []
+        check_links(cluster, gateway)
 
 
 class Stranger:
