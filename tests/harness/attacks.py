@@ -53,7 +53,7 @@ BIG_KEY, BIG_VALUE_BYTES = b"big", 256 << 10
 """What a target should hold, for the attacks that ask for much and take nothing."""
 MIB = 1 << 20
 CLAIMED_BYTES = 16 * MIB
-BOMB_BYTES = 64 * MIB
+BOMB_BYTES = {"gzip": 64 * MIB, "deflate": 64 * MIB, "zstd": 64 * MIB, "snappy": 20 * MIB}  # each fits a window packed
 WINDOW_MAX = (1 << 31) - 1
 HELLO = PREFACE + settings()
 CUT = ("closed by the server",)
@@ -83,14 +83,14 @@ def once(*parts: bytes) -> Script:
 
 def open_streams(headers: bytes, streams: int, *, end: bool = False) -> Script:
     """Calls that are begun and never go on."""
-    flags = END_HEADERS | (END_STREAM if end else 0)
 
     def script(connection: Connection) -> Iterator[bytes]:
         yield HELLO
         while not connection.told:
             yield b""
         for stream, _ in zip(ids(), range(min(streams, connection.streams_max)), strict=False):
-            yield frame(HEADERS, flags, stream, headers) + (data(stream, message(b""), end=True) if end else b"")
+            begun = frame(HEADERS, END_HEADERS, stream, headers)
+            yield begun + data(stream, message(b""), end=True) if end else begun
 
     return script
 
@@ -102,14 +102,14 @@ def half_messages(connection: Connection) -> Iterator[bytes]:
         yield b""
     prefix = message(b"", claimed_bytes=CLAIMED_BYTES)
     for stream, _ in zip(ids(), range(min(1_000, connection.streams_max)), strict=False):
-        sent = 0
+        sent = len(prefix)
         yield frame(HEADERS, END_HEADERS, stream, PUT) + data(stream, prefix)
         connection.window -= len(prefix)
         while (allowed := min(16_384, connection.window, connection.stream_window(stream) - sent)) > 0:
             connection.window -= allowed
             sent += allowed
             yield data(stream, bytes(allowed))
-        if connection.window <= 0:
+        while connection.window <= 16:
             yield b""
 
 
@@ -258,8 +258,8 @@ class Attack:
 def bomb(encoding: str) -> Attack:
     return Attack(
         f"{encoding}-bomb",
-        f"messages of {BOMB_BYTES >> 20} MiB in a few KiB, {encoding}",
-        lambda: compressed(encoding, packed(encoding, BOMB_BYTES), 8),
+        f"messages of {BOMB_BYTES[encoding] >> 20} MiB packed with {encoding}",
+        lambda: compressed(encoding, packed(encoding, BOMB_BYTES[encoding]), 8),
         (2, 8),
         bites=("grpc-status 8",),
     )
@@ -337,7 +337,7 @@ ATTACKS = (
     Attack("silence", "connections that say nothing", lambda: once(b""), (500, 8_000), "reads"),
     Attack("tls-hello", "a TLS handshake never finished", lambda: once(CLIENT_HELLO_BEGUN), (200, 4_000), "reads"),
     Attack("random", "other bytes", lambda: forever(bytes(range(256)), b""), (4, 16)),
-    Attack("flood", "reads, thousands at once", lambda: calls_at_once(250), (8, 64)),
+    Attack("flood", "reads, thousands at once", lambda: calls_at_once(250), (8, 64), bites=("grpc-status 0",)),
 )
 BY_NAME = {attack.name: attack for attack in ATTACKS}
 
