@@ -4,7 +4,7 @@ Each stage takes bytes and gives bytes, as its neighbours on the wire would hand
 where it was made. The CPU of the whole process is counted (the Raft host's thread and RocksDB's included), and beside
 it that of the thread of the event loop, which is what a process runs out of first.
 
-    python bench/path.py [--stages gateway-put,leader-put] [--batches 1,8,32,128] [--operations 20000] [--rounds 3]
+    python bench/path.py [--stages gateway-put,leader-put] [--batches 1,8,32,128] [--operations 8000] [--rounds 9]
     python bench/path.py --profile leader-put --batches 16
 """
 
@@ -75,7 +75,7 @@ async def best(name: str, operations: int, batch: int, rounds: int) -> Cost:
     with tempfile.TemporaryDirectory(prefix="flotta-path-") as folder:
         stage = await STAGES[name](Path(folder))
         try:
-            await measure(stage, max(batch, operations // 10), batch)
+            await measure(stage, operations // batch // 2 * batch or batch, batch)
             costs = [await measure(stage, operations, batch) for _ in range(rounds)]
         finally:
             await stage.close()
@@ -110,8 +110,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--batches", default="1,8,32,128")
-    parser.add_argument("--operations", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--operations", type=int, default=8_000)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--profile", metavar="STAGE", help="show where the time of this stage goes, and no table")
     parser.add_argument("--lines", type=int, default=30, help="of the profile")
     arguments = parser.parse_args()
@@ -124,8 +124,8 @@ def main() -> None:
     for name in arguments.stages.split(","):
         cells = []
         for batch in batches:
-            # A batch of one costs much more per operation, and shows it in a fifth of them.
-            operations = arguments.operations // (5 if batch == 1 else 1) // batch * batch
+            # A batch of one costs much more per operation, and shows it in a quarter of them.
+            operations = arguments.operations // (4 if batch == 1 else 1) // batch * batch
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 cost = runner.run(best(name, operations, batch, arguments.rounds))
             cells.append(f"{cost.process_us:8.1f} ({cost.loop_us:6.1f})")

@@ -9,6 +9,7 @@ a loop that stalled continues from now: nothing is made up for.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -67,6 +68,7 @@ class GroupHost:
         self._ended = asyncio.Event()
         self._error: BaseException | None = None
         self._started = False
+        self._asked = False
         self._scheduled = False
 
     @classmethod
@@ -123,17 +125,17 @@ class GroupHost:
         """`propose` for callers with their own batches: `done` runs in the loop's thread, inside a turn, and must
         not block. It may run before this returns."""
         self._driver.propose(group, payload, done, self.now_ms() + timeout_ms)
-        self._wake()
+        self._ask()
 
     def propose_many_with(self, group: int, payloads: Sequence[bytes], done: ProposeManyDone, timeout_ms: int) -> None:
         """`propose_many` with a callback."""
         self._driver.propose_many(group, payloads, done, self.now_ms() + timeout_ms)
-        self._wake()
+        self._ask()
 
     def read_barrier_with(self, group: int, done: ReadDone, timeout_ms: int) -> None:
         """`read_barrier` with a callback."""
         self._driver.read_barrier(group, done, self.now_ms() + timeout_ms)
-        self._wake()
+        self._ask()
 
     def transfer_leader(self, group: int, to_replica: int) -> None:
         """A wish; watch the roles. ValueError for an unknown group."""
@@ -208,7 +210,7 @@ class GroupHost:
 
     def now_ms(self) -> int:
         """The monotonic clock that all deadlines here are on."""
-        return int(asyncio.get_running_loop().time() * 1000)
+        return time.monotonic_ns() // 1_000_000
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -302,6 +304,17 @@ class GroupHost:
             action()
         except BaseException as error:
             self._fail(error)
+
+    def _ask(self) -> None:
+        """Hand everything that was asked at about the same time to the host; its news will wake us."""
+        if not self._asked and not self._ending.is_set():
+            self._asked = True
+            self._turns.soon(self._submit)
+
+    def _submit(self) -> None:
+        self._asked = False
+        if self._tasks is not None and not self._ending.is_set():
+            self._guard(lambda: self._driver.submit(self.now_ms()))
 
     def _wake(self) -> None:
         """One turn for everything that is asked at about the same time."""

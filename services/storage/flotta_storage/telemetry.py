@@ -34,8 +34,11 @@ class Telemetry:
         self._batch_size.observe(operations)
 
     def answered(self, replies: Sequence[Reply]) -> None:
-        codes = Counter([reply.code for reply in replies])
-        for code, count in codes.items():
+        codes = [reply.code for reply in replies]
+        if codes.count(_OK) == len(codes):
+            self._ok.inc(len(codes))
+            return
+        for code, count in Counter(codes).items():
             self._answered[code].inc(count)
 
     def watch(self, budget: Budget, replicas: ReplicaTable, stamps: Stamps) -> None:

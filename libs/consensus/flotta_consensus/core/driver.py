@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from flotta_consensus.api import (
     Failpoints,
@@ -89,13 +90,13 @@ class Driver:
     def propose_many(self, group: int, payloads: Sequence[bytes], done: ProposeManyDone, deadline_ms: int) -> None:
         """All of them in order; `done` gets one outcome each, once all are decided. One misfit rejects all."""
         rejected = self._refusal(group, len(payloads))
-        for payload in payloads:
-            rejected = rejected or self._misfit(payload)
+        if payloads and not (min(map(len, payloads)) and max(map(len, payloads)) <= self._limits.entry_bytes_max):
+            rejected = rejected or Rejected(RejectReason.INVALID)
         if rejected is not None or not payloads:
             done([rejected] * len(payloads) if rejected is not None else [])
             return
         numbers = self._waiters.add_many(group, len(payloads), done, deadline_ms)
-        self._queue.extend((group, number, payload) for number, payload in zip(numbers, payloads, strict=True))
+        self._queue.extend(zip(repeat(group), numbers, payloads))
 
     def read_barrier(self, group: int, done: ReadDone, deadline_ms: int) -> None:
         """`ReadReady` once the local machine holds everything that was committed when this was called. Works on
@@ -384,7 +385,7 @@ class Driver:
             return
         group = self._groups.get(number)
         if group is not None:
-            self._barriers.dropped(group.reads, request_id, rejected, self._now_ms)
+            self._barriers.dropped(number, group.reads, request_id, rejected, self._now_ms)
 
     def _apply(self, group: Group, items: Sequence[HostApply]) -> None:
         self._touch(group)

@@ -20,6 +20,9 @@ Barrier = tuple[ReadDone, int]
 """Callback and deadline."""
 
 
+_NEVER = 1 << 63
+
+
 @dataclass(slots=True)
 class _Flight:
     issued_ms: int
@@ -55,8 +58,20 @@ class GroupReads:
     def add(self, done: ReadDone, deadline_ms: int) -> None:
         self._waiting.append((done, deadline_ms))
 
+    def waits_to_ask(self) -> bool:
+        """Some barriers are in no request yet."""
+        return bool(self._waiting)
+
     def wants_request(self, now_ms: int) -> bool:
         return bool(self._waiting) and now_ms >= self._not_before_ms
+
+    def due_ms(self) -> int:
+        """Not after the moment at which `expire` or `take_back_late` first has something to do."""
+        times = [deadline for _, deadline in self._waiting]
+        for flight in (*self._flights.values(), *(flight for _, flight in self._held)):
+            times += [deadline for _, deadline in flight.barriers]
+        times += [flight.issued_ms + self.retry.first_ms for flight in self._flights.values()]
+        return min(times, default=_NEVER)
 
     def issued(self, read_id: int, now_ms: int) -> None:
         """All that wait now travel under this id."""
@@ -97,8 +112,8 @@ class GroupReads:
 
     def take_back_late(self, now_ms: int) -> None:
         """Requests that probably vanished go back to waiting."""
-        patience = min(self.retry.first_ms << min(self._attempts, 16), self.retry.longest_ms)
-        late = [number for number, flight in self._flights.items() if now_ms - flight.issued_ms >= patience]
+        patience_ms = min(self.retry.first_ms << min(self._attempts, 16), self.retry.longest_ms)
+        late = [number for number, flight in self._flights.items() if now_ms - flight.issued_ms >= patience_ms]
         if late:
             self._attempts += 1
         for number in reversed(late):
@@ -130,29 +145,37 @@ class GroupReads:
 
 
 class Barriers:
-    """The barriers of all groups of a process: bounded in number, one request for each group and turn."""
+    """The barriers of all groups of a process: bounded in number, one request for each group and turn.
+
+    A turn costs nothing for groups whose barriers are all on their way and not yet due."""
 
     def __init__(self, count_max: int, new_id: Callable[[], int]) -> None:
         self.waiting = 0
         self._count_max = count_max
         self._new_id = new_id
         self._active: dict[int, GroupReads] = {}
+        self._asking: dict[int, GroupReads] = {}  # those with barriers that are in no request yet
+        self._due_ms = _NEVER  # not after the first that `expire` has to look at
 
     def add(self, group: int, reads: GroupReads, done: ReadDone, deadline_ms: int) -> None:
         if self.waiting >= self._count_max:
             done(Rejected(RejectReason.OVERLOADED))
             return
         self.waiting += 1
-        self._active[group] = reads
+        self._active[group] = self._asking[group] = reads
+        self._due_ms = min(self._due_ms, deadline_ms)
         reads.add(done, deadline_ms)
 
     def requests(self, now_ms: int) -> list[tuple[int, int]]:
         """(group, id) of the requests to make now."""
         made: list[tuple[int, int]] = []
-        for group, reads in self._active.items():
+        for group, reads in list(self._asking.items()):
             if reads.wants_request(now_ms):
                 made.append((group, self._new_id()))
                 reads.issued(made[-1][1], now_ms)
+                self._due_ms = min(self._due_ms, now_ms + reads.retry.first_ms)
+            if not reads.waits_to_ask():
+                del self._asking[group]
         return made
 
     def answered(self, reads: GroupReads, read_id: int, index: int, applied: int) -> None:
@@ -161,17 +184,25 @@ class Barriers:
     def applied(self, reads: GroupReads, applied: int) -> None:
         self.waiting -= reads.applied(applied)
 
-    def dropped(self, reads: GroupReads, read_id: int, rejected: Rejected, now_ms: int) -> None:
+    def dropped(self, group: int, reads: GroupReads, read_id: int, rejected: Rejected, now_ms: int) -> None:
         self.waiting -= reads.dropped(read_id, rejected, now_ms)
+        if reads.waits_to_ask():
+            self._asking[group] = reads
 
     def expire(self, now_ms: int) -> None:
+        if now_ms < self._due_ms:
+            return
         for group, reads in list(self._active.items()):
             self.waiting -= reads.expire(now_ms)
             reads.take_back_late(now_ms)
+            if reads.waits_to_ask():
+                self._asking[group] = reads
             if reads.idle():
                 del self._active[group]
+        self._due_ms = min((reads.due_ms() for reads in self._active.values()), default=_NEVER)
 
     def fail_group(self, group: int, outcome: ReadOutcome) -> None:
+        self._asking.pop(group, None)
         reads = self._active.pop(group, None)
         if reads is not None:
             self.waiting -= reads.fail_all(outcome)
