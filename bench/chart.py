@@ -67,7 +67,7 @@ def _legend(colours: Mapping[str, str], top: int) -> list[str]:
     for name, colour in colours.items():
         parts.append(f"<rect x='{left}' y='{top - 10}' width='12' height='12' fill='{colour}'/>")
         parts.append(_text(left + 18, top, name, size=12))
-        left += 40 + 8 * len(name)
+        left += 36 + 7 * len(name)
     return parts
 
 
