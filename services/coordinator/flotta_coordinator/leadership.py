@@ -103,7 +103,7 @@ class Leadership:
     def grant(self, node_id: str) -> None:
         """An operator vouched for a node: it has a full timeout from now."""
         if self._session is not None:
-            self._session.liveness.heard(node_id, self._clock.monotonic_ms())
+            self._session.liveness.grant(node_id, self._clock.monotonic_ms())
 
     def require(self) -> Session:
         if self._session is None:

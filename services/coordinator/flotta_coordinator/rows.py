@@ -1,4 +1,5 @@
-"""The cluster's state as rows of the replica's space: one row per node, shard, table and decision, one for the rest.
+"""The cluster's state as rows of the replica's space: one row per node, shard, table, decision, note and
+removed node, one for the rest.
 
 Invariant: the rows written for a batch are exactly the records it changed, so rows and the state in memory are the
 same value in two shapes; `sequence` in the head row says which state the rows are.
@@ -6,7 +7,7 @@ same value in two shapes; `sequence` in the head row says which state the rows a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flotta_embedded import keys
@@ -14,13 +15,15 @@ from flotta_embedded.api import Overlay, View
 
 from flotta_coordinator.core.codec import decode, encode
 from flotta_coordinator.core.results import Applied
-from flotta_coordinator.core.state import DECISIONS_MAX, ClusterState, Counters, Decision, Node, Shard, Table
+from flotta_coordinator.core.state import DECISIONS_MAX, ClusterState, Counters, Decision, Node, Note, Shard, Table
 
 HEAD = keys.DATA + b"head"
 _NODE = keys.DATA + b"node/"
 _SHARD = keys.DATA + b"shard/"
 _TABLE = keys.DATA + b"table/"
 _DECISION = keys.DATA + b"why/"
+_NOTE = keys.DATA + b"note/"
+_GONE = keys.DATA + b"gone/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ def load(view: View) -> ClusterState:
     nodes = [decode(Node, row) for row in _under(view, _NODE)]
     shards = [decode(Shard, row) for row in _under(view, _SHARD)]
     tables = [decode(Table, row) for row in _under(view, _TABLE)]
+    notes = [decode(Note, row) for row in _under(view, _NOTE)]
+    gone = [decode(Node, row) for row in _under(view, _GONE)]
     return ClusterState(
         cluster_id=head.cluster_id,
         map_version=head.map_version,
@@ -52,6 +57,8 @@ def load(view: View) -> ClusterState:
         tables={table.name: table for table in tables},
         shards={shard.shard_id: shard for shard in shards},
         decisions=tuple(decode(Decision, row) for row in _under(view, _DECISION)),
+        notes={note.key: note for note in notes},
+        gone={node.node_id: node for node in gone},
     )
 
 
@@ -59,9 +66,11 @@ def write(overlay: Overlay, applied: Applied) -> None:
     """The rows of what one command changed."""
     state = applied.state
     overlay.put(HEAD, encode(Head(state.cluster_id, state.map_version, state.sequence, state.counters)))
-    _put(overlay, _NODE, ((name, state.nodes[name]) for name in applied.nodes))
-    _put(overlay, _SHARD, ((name, state.shards[name]) for name in applied.shards))
-    _put(overlay, _TABLE, ((name, state.tables[name]) for name in applied.tables))
+    _put(overlay, _NODE, applied.nodes, state.nodes)
+    _put(overlay, _GONE, applied.nodes, state.gone)
+    _put(overlay, _SHARD, applied.shards, state.shards)
+    _put(overlay, _TABLE, applied.tables, state.tables)
+    _put(overlay, _NOTE, applied.notes, state.notes)
     last = state.counters.decision - 1
     # Numbers have no gaps, so what falls out of the ring is known without reading.
     for decision in state.decisions[max(0, len(state.decisions) - applied.decisions) :]:
@@ -70,9 +79,13 @@ def write(overlay: Overlay, applied: Applied) -> None:
         overlay.delete(_decision_key(number))
 
 
-def _put(overlay: Overlay, prefix: bytes, records: Iterable[tuple[str, object]]) -> None:
-    for name, record in records:
-        overlay.put(prefix + name.encode(), encode(record))
+def _put(overlay: Overlay, prefix: bytes, names: Iterable[str], records: Mapping[str, object]) -> None:
+    """The rows of these records; of those that are gone, none."""
+    for name in names:
+        if name in records:
+            overlay.put(prefix + name.encode(), encode(records[name]))
+        else:
+            overlay.delete(prefix + name.encode())
 
 
 def _decision_key(number: int) -> bytes:

@@ -78,7 +78,8 @@ def delta_message(state: ClusterState, delta: Delta, *, records: bool) -> pb.Sha
     if records:
         message.previous_map_version = delta.previous
         message.shards.extend(shard_record(state.shards[name]) for name in delta.shards)
-        message.nodes.extend(node_record(state.nodes[name]) for name in delta.nodes)
+        message.nodes.extend(node_record(state.nodes[name]) for name in delta.nodes if name in state.nodes)
+        message.removed_nodes.extend(name for name in delta.nodes if name not in state.nodes)
         if delta.partitioning and state.partitioning is not None:
             message.partitioning.CopyFrom(partitioning(state.partitioning))
     return message

@@ -223,6 +223,7 @@ async def test_changes_and_internal_services_need_the_token(one: Coordinators) -
 
 
 async def test_kvdbs_raft_port_gets_clear_answers(one: Coordinators) -> None:
+    await one.leader()
     client = one.client("c1")
     stub = raft_pb2_grpc.RaftServiceStub(client.grpc)
     added = await stub.AddServer(raft_pb2.AddServerRequest(server_id="x", address="h:1"), metadata=client.metadata)

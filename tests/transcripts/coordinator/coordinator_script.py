@@ -8,12 +8,14 @@ shard's members and targets.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from flotta_coordinator.core import codec, commands, liveness
 from flotta_coordinator.core.deltas import Change, History
 from flotta_coordinator.core.results import Applied
 from flotta_coordinator.core.state import ClusterState, NodeStatus, Shard
 from flotta_coordinator.core.transitions import apply
+from planner_script import PLANNER_COMMANDS, Planning
 
 
 class Script:
@@ -24,6 +26,7 @@ class Script:
         self.now_ms = 1_000_000
         self.liveness = liveness.Liveness(liveness.Timeouts(), self.now_ms)
         self.history = History(0)
+        self.planning = Planning()
         self.out: list[str] = []
 
     def run(self, lines: list[str]) -> list[str]:
@@ -99,6 +102,7 @@ def _wait(script: Script, words: list[str], options: dict[str, str]) -> None:
         due = script.liveness.verdicts(script.state.nodes.values(), script.now_ms)
         if due:
             script.apply(commands.ObserveNodes(due))
+        script.planning.view(script)  # looked at, not acted on
 
 
 def _pause(script: Script, words: list[str], options: dict[str, str]) -> None:
@@ -110,6 +114,7 @@ def _pause(script: Script, words: list[str], options: dict[str, str]) -> None:
 
 def _new_leader(script: Script, words: list[str], options: dict[str, str]) -> None:
     script.liveness = liveness.Liveness(liveness.Timeouts(), script.now_ms)
+    script.planning.forget()
     script.out.append("every node has a full timeout again")
 
 
@@ -191,7 +196,7 @@ def _why(script: Script, words: list[str], options: dict[str, str]) -> None:
     ]
 
 
-_COMMANDS: dict[str, Callable[[Script, list[str], dict[str, str]], None]] = {
+_COMMANDS: dict[str, Callable[[Any, list[str], dict[str, str]], None]] = {
     "found": _found,
     "register": _register,
     "hello": _hello,
@@ -209,4 +214,5 @@ _COMMANDS: dict[str, Callable[[Script, list[str], dict[str, str]], None]] = {
     "counters": _counters,
     "since": _since,
     "why": _why,
+    **PLANNER_COMMANDS,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from flotta_coordinator.core import commands
-from flotta_coordinator.core.codec import decode, encode
+from flotta_coordinator.core.codec import decode, encode, to_plain
 from flotta_coordinator.core.deltas import Change, History
 from flotta_coordinator.core.placement import place
 from flotta_coordinator.core.results import Applied, Rejection
-from flotta_coordinator.core.state import ClusterState, Node, NodeStatus, Shard, Table
+from flotta_coordinator.core.state import ClusterState, Node, NodeStatus, Note, Purpose, Shard, Table
 from flotta_coordinator.core.transitions import apply
+from flotta_embedded.codec import encode_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ reports = st.builds(
     moving=st.booleans(),
 )
 observations = st.builds(commands.NodeObservation, node_ids, st.sampled_from([1, 2, 3]), st.just(3000), st.just(3000))
+kinds = st.sampled_from(["a", "b"])
 any_command = st.one_of(
     st.builds(commands.FoundCluster, st.sampled_from(["c1", "c2", ""])),
     st.builds(commands.RegisterNode, node_ids, st.sampled_from(["h:1", "h:2", "h"]), st.sampled_from(["", "a"])),
@@ -49,6 +51,27 @@ any_command = st.one_of(
     st.builds(commands.SetShardLeader, shard_ids, numbers, node_ids),
     st.builds(commands.ReportShards, node_ids, st.lists(reports, max_size=3).map(tuple)),
     st.builds(commands.ReportShardLeader, shard_ids, numbers, numbers, node_ids),
+    st.builds(commands.DrainNode, node_ids, st.booleans()),
+    st.builds(commands.RemoveNode, node_ids),
+    st.builds(commands.SetReplicationFactor, numbers),
+    st.builds(commands.Rebalance),
+    st.builds(commands.MoveReplica, shard_ids, node_ids, node_ids),
+    st.builds(commands.CancelMove, shard_ids),
+    st.builds(
+        commands.MoveShard,
+        shard_ids,
+        numbers,
+        st.lists(node_ids, max_size=4).map(tuple),
+        st.sampled_from(Purpose),
+        st.just("because"),
+    ),
+    st.builds(commands.HandOver, shard_ids, numbers, node_ids, st.just("because")),
+    st.builds(commands.GiveUp, shard_ids, st.lists(replicas, max_size=3).map(tuple), node_ids, st.just("because")),
+    st.builds(
+        commands.SetNotes,
+        st.lists(st.builds(commands.Standing, kinds, kinds, kinds), max_size=2).map(tuple),
+        st.lists(st.builds("{}/{}".format, kinds, kinds), max_size=2).map(tuple),
+    ),
 )
 
 
@@ -87,7 +110,13 @@ def check_step(before: ClusterState, result: Applied, command: commands.Command)
     assert after.sequence == before.sequence + (1 if result.changed else 0)
     for name in ("node_num", "group_id", "replica_sequence", "decision"):
         assert getattr(after.counters, name) >= getattr(before.counters, name)
-    assert {name for name in after.nodes if after.nodes[name] != before.nodes.get(name)} == set(result.nodes)
+    both = after.nodes.keys() | before.nodes.keys()
+    assert {name for name in both if after.nodes.get(name) != before.nodes.get(name)} == set(result.nodes)
+    assert {key for key in before.notes.keys() | after.notes if before.notes.get(key) != after.notes.get(key)} == set(
+        result.notes
+    )
+    assert not after.gone.keys() & after.nodes.keys()
+    assert after.gone.keys() >= before.gone.keys() - set(result.nodes)
     assert {name for name in after.shards if after.shards[name] != before.shards.get(name)} == set(result.shards)
     for name, shard in before.shards.items():
         now = after.shards[name]
@@ -100,11 +129,11 @@ def check_step(before: ClusterState, result: Applied, command: commands.Command)
     assert all(replica & 0xFFFFFFFF >= before.counters.replica_sequence for replica in fresh), "an id was used twice"
     # Whatever a node was bound to stays bound.
     for name, node in before.nodes.items():
-        now_node = after.nodes[name]
+        now_node = after.nodes.get(name) or after.gone[name]
         assert node.node_num in (0, now_node.node_num)
         assert node.store_id in ("", now_node.store_id)
     # A repeat of an operator's command has nothing to log.
-    if not isinstance(command, commands.ObserveNodes | commands.ReportShardLeader):
+    if not isinstance(command, commands.ObserveNodes | commands.ReportShardLeader | commands.MoveReplica):
         again = apply(after, command, 9)
         assert isinstance(again, Rejection) or not again.changed or isinstance(command, commands.ReportShards)
 
@@ -130,7 +159,8 @@ def test_every_step_keeps_the_invariants(start: ClusterState, script: list[comma
 
 
 def encode_state(state: ClusterState) -> list[bytes]:
-    rows = [encode(row) for group in (state.nodes, state.shards, state.tables) for row in group.values()]
+    groups = (state.nodes, state.shards, state.tables, state.notes, state.gone)
+    rows = [encode(row) for group in groups for row in group.values()]
     return [*rows, encode(state.counters), str((state.map_version, state.sequence, state.decisions)).encode()]
 
 
@@ -140,9 +170,19 @@ def test_commands_survive_the_log(script: list[commands.Command]) -> None:
 
 
 def test_records_survive_a_row() -> None:
-    for kind, records in ((Node, READY.nodes), (Shard, READY.shards), (Table, READY.tables)):
+    notes = {"a/b": Note("a", "b", "so it is.", 7)}
+    for kind, records in ((Node, READY.nodes), (Shard, READY.shards), (Table, READY.tables), (Note, notes)):
         for record in records.values():
             assert decode(kind, encode(record)) == record
+
+
+def test_records_of_before_a_field_was_added_are_read() -> None:
+    shard, node = READY.shards["shard-0"], READY.nodes["node-1"]
+    added = ("purpose", "replicas_pinned", "leader_pinned", "cancelled_ms")
+    old = {name: value for name, value in to_plain(shard).items() if name not in added}
+    assert decode(Shard, encode_value(old)) == shard
+    old = {name: value for name, value in to_plain(node).items() if name not in ("draining", "returns_ms")}
+    assert decode(Node, encode_value(old)) == node
 
 
 ids = st.lists(st.sampled_from(["a", "b", "c"]), max_size=2, unique=True).map(lambda found: tuple(sorted(found)))

@@ -1,7 +1,8 @@
 """Frozen dataclasses to canonical bytes and back, read strictly.
 
-Used for log entries and for rows. An unknown, missing or mistyped field is a ValueError: it means that another
-version wrote the bytes, and guessing would let replicas differ.
+Used for log entries and for rows. An unknown or mistyped field is a ValueError: it means that a later version wrote the
+bytes, and guessing would let replicas differ. So is a missing one, unless it has a default: that is how a field is
+added, and its default has to mean "as it was before the field".
 """
 
 from __future__ import annotations
@@ -74,9 +75,17 @@ def _decode(kind: Any, plain: Any, where: str) -> Any:
     return plain
 
 
+@functools.cache
+def _required(kind: Any) -> frozenset[str]:
+    missing = dataclasses.MISSING
+    return frozenset(
+        item.name for item in dataclasses.fields(kind) if item.default is missing and item.default_factory is missing
+    )
+
+
 def _decode_dataclass(kind: Any, plain: Any, where: str) -> Any:
     fields = _fields(kind)
-    if not isinstance(plain, dict) or plain.keys() != fields.keys():
+    if not isinstance(plain, dict) or not _required(kind) <= plain.keys() <= fields.keys():
         found = sorted(plain) if isinstance(plain, dict) else type(plain).__name__
         raise ValueError(f"{where}: expected the fields {sorted(fields)}, found {found}")
-    return kind(**{name: _decode(hint, plain[name], f"{where}.{name}") for name, hint in fields.items()})
+    return kind(**{name: _decode(fields[name], value, f"{where}.{name}") for name, value in plain.items()})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from flotta_embedded.codec import decode_value, encode_value
 
 from flotta_coordinator.core import codec
+from flotta_coordinator.core.state import Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,93 @@ class ReportShardLeader:
     leader_node_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class DrainNode:
+    """An operator wants a node empty, or (`draining` false) takes that back."""
+
+    node_id: str
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNode:
+    """An operator takes an empty node off the map, for good."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetReplicationFactor:
+    replication_factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """An operator gives shards that were placed by hand back to the planner."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveReplica:
+    """An operator moves one replica of a shard from one node to another."""
+
+    shard_id: str
+    from_node_id: str
+    to_node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelMove:
+    """An operator calls off what a shard is about to become."""
+
+    shard_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveShard:
+    """The planner moves a shard; refused unless everything the decision rests on still holds."""
+
+    shard_id: str
+    epoch: int
+    nodes: tuple[str, ...]  # all that should hold it
+    purpose: Purpose
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """The planner wants another member to lead a shard."""
+
+    shard_id: str
+    epoch: int
+    leader_node_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The planner drops an intent of a shard: exactly these targets, or exactly this leader."""
+
+    shard_id: str
+    targets: tuple[int, ...]
+    target_leader: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    kind: str
+    subject: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetNotes:
+    """What the planner finds standing, and the keys of what it no longer finds."""
+
+    standing: tuple[Standing, ...]
+    over: tuple[str, ...]
+
+
 Command = (
     FoundCluster
     | RegisterNode
@@ -126,6 +214,16 @@ Command = (
     | SetShardLeader
     | ReportShards
     | ReportShardLeader
+    | DrainNode
+    | RemoveNode
+    | SetReplicationFactor
+    | Rebalance
+    | MoveReplica
+    | CancelMove
+    | MoveShard
+    | HandOver
+    | GiveUp
+    | SetNotes
 )
 
 NAMES: dict[str, type[Command]] = {
@@ -139,6 +237,16 @@ NAMES: dict[str, type[Command]] = {
     "set_shard_leader.1": SetShardLeader,
     "report_shards.1": ReportShards,
     "report_shard_leader.1": ReportShardLeader,
+    "drain_node.1": DrainNode,
+    "remove_node.1": RemoveNode,
+    "set_replication_factor.1": SetReplicationFactor,
+    "rebalance.1": Rebalance,
+    "move_replica.1": MoveReplica,
+    "cancel_move.1": CancelMove,
+    "move_shard.1": MoveShard,
+    "hand_over.1": HandOver,
+    "give_up.1": GiveUp,
+    "set_notes.1": SetNotes,
 }
 _NAME_OF = {kind: name for name, kind in NAMES.items()}
 

@@ -5,6 +5,7 @@ Invariant: a draft without a change finishes as the very state it began with, so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from flotta_coordinator.core.results import Applied, Refused, RejectCode, Reply
@@ -13,6 +14,7 @@ from flotta_coordinator.core.state import (
     ClusterState,
     Decision,
     Node,
+    Note,
     Replica,
     Shard,
     Table,
@@ -30,6 +32,9 @@ class Draft:
         self.nodes: dict[str, Node] = {}  # changed records only
         self.shards: dict[str, Shard] = {}
         self.tables: dict[str, Table] = {}
+        self._gone: set[str] = set()  # nodes that are removed
+        self._recalled: set[str] = set()  # nodes that were removed, and are not after all
+        self._notes: dict[str, Note | None] = {}  # None: it stands no more
         self._decisions: list[tuple[str, str, str]] = []
 
     def node(self, node_id: str, field: str = "node_id") -> Node:
@@ -53,6 +58,26 @@ class Draft:
             return False
         self.nodes[node.node_id] = replace(node, changed_ms=self.now_ms)
         return True
+
+    def remove_node(self, node_id: str) -> None:
+        self._gone.add(node_id)
+
+    def recall_node(self, node: Node) -> None:
+        """Put a node that was removed back on the map."""
+        self._recalled.add(node.node_id)
+        self.put_node(node)
+
+    def put_note(self, note: Note) -> bool:
+        """Let a note stand, from now; tells whether it says something new."""
+        old = self.base.notes.get(note.key)
+        if old is not None and old.text == note.text:
+            return False
+        self._notes[note.key] = replace(note, since_ms=self.now_ms)
+        return True
+
+    def drop_note(self, key: str) -> None:
+        if key in self.base.notes:
+            self._notes[key] = None
 
     def put_shard(self, shard: Shard) -> bool:
         old = self.shards.get(shard.shard_id) or self.base.shards.get(shard.shard_id)
@@ -92,8 +117,8 @@ class Draft:
 
     def finish(self, message: str, *, node_num: int = 0, new_epoch: int = 0, taken: int = 0) -> Applied:
         base = self.base
-        visible = bool(self.nodes or self.shards or self.tables)
-        changed = visible or bool(self._decisions) or self.cluster_id != base.cluster_id
+        visible = bool(self.nodes or self.shards or self.tables or self._gone)
+        changed = visible or bool(self._decisions or self._notes) or self.cluster_id != base.cluster_id
         version = base.map_version + (1 if visible else 0)
         reply = Reply(message, version, node_num=node_num, new_epoch=new_epoch, taken=taken)
         if not changed:
@@ -103,22 +128,40 @@ class Draft:
             Decision(first + offset, self.now_ms, version, kind, subject, reason)
             for offset, (kind, subject, reason) in enumerate(self._decisions)
         )
+        nodes = {**base.nodes, **self.nodes} if self.nodes else base.nodes
+        if self._gone:
+            nodes = {node_id: node for node_id, node in nodes.items() if node_id not in self._gone}
         state = ClusterState(
             cluster_id=self.cluster_id,
             map_version=version,
             sequence=base.sequence + 1,
             counters=replace(self.counters, decision=first + len(made)),
-            nodes={**base.nodes, **self.nodes} if self.nodes else base.nodes,
+            nodes=nodes,
             tables={**base.tables, **self.tables} if self.tables else base.tables,
             shards={**base.shards, **self.shards} if self.shards else base.shards,
             decisions=(*base.decisions, *made)[-DECISIONS_MAX:] if made else base.decisions,
+            notes=self._noted(),
+            gone=self._removed(),
         )
         return Applied(
             state,
             reply,
             changed=True,
-            nodes=tuple(sorted(self.nodes)),
+            nodes=tuple(sorted({*self.nodes, *self._gone})),
             shards=tuple(sorted(self.shards)),
             tables=tuple(sorted(self.tables)),
+            notes=tuple(sorted(self._notes)),
             decisions=len(made),
         )
+
+    def _removed(self) -> Mapping[str, Node]:
+        if not self._gone and not self._recalled:
+            return self.base.gone
+        gone = {**self.base.gone, **{node_id: self.base.nodes[node_id] for node_id in self._gone}}
+        return {node_id: node for node_id, node in gone.items() if node_id not in self._recalled}
+
+    def _noted(self) -> Mapping[str, Note]:
+        if not self._notes:
+            return self.base.notes
+        stand = {**self.base.notes, **self._notes}
+        return {key: note for key, note in stand.items() if note is not None}

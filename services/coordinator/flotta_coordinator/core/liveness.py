@@ -32,11 +32,25 @@ class Liveness:
     def __init__(self, timeouts: Timeouts, now_ms: int) -> None:
         self._timeouts = timeouts
         self._checked_ms = now_ms
+        self._began_ms = now_ms
         self._heard_ms: dict[str, int] = {}
+        self._beating: set[str] = set()  # nodes whose own heartbeat came since `_began_ms`
 
     def heard(self, node_id: str, now_ms: int) -> None:
-        """A heartbeat came, or the operator vouched for the node."""
+        """A heartbeat came."""
         self._heard_ms[node_id] = now_ms
+        self._beating.add(node_id)
+
+    def grant(self, node_id: str, now_ms: int) -> None:
+        """An operator vouched for the node: it has a full timeout from now."""
+        self._heard_ms[node_id] = now_ms
+
+    def round_is_over(self, nodes: Iterable[Node], now_ms: int) -> bool:
+        """Has everybody had the time to be heard, and was heard who is taken for ALIVE? Asked anew after a pause."""
+        if now_ms - self._began_ms < self._timeouts.suspect_after_ms:
+            return False
+        alive = (node for node in nodes if node.status is NodeStatus.ALIVE and node.placeable)
+        return all(node.node_id in self._beating for node in alive)
 
     def silent_ms(self, node_id: str, now_ms: int) -> int | None:
         """How long the node has been silent; None before anything is known of it."""
@@ -47,6 +61,9 @@ class Liveness:
         """Status changes that are due, in node order. To be called about every half second."""
         paused = now_ms - self._checked_ms >= self._timeouts.pause_ms
         self._checked_ms = now_ms
+        if paused:
+            self._began_ms = now_ms
+            self._beating.clear()
         due: list[NodeObservation] = []
         for node in sorted(nodes, key=lambda item: item.node_id):
             if paused or node.node_id not in self._heard_ms:

@@ -8,13 +8,14 @@ from flotta_coordinator.core import checks
 from flotta_coordinator.core.commands import HelloNode, NodeObservation, ObserveNodes, RegisterNode, SetNodeStatus
 from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
-from flotta_coordinator.core.state import Node, NodeStatus
+from flotta_coordinator.core.state import RETURNS_MAX, Node, NodeStatus
 
 
 def register_node(draft: Draft, command: RegisterNode) -> Applied:
     """Upsert. As in KvDB the node counts as ALIVE from here, with a full timeout to prove it; an operator's
     override ends. An empty zone leaves the known one."""
     _check_whereabouts(command.node_id, command.address, command.zone)
+    _check_not_removed(draft, command.node_id)
     known = draft.base.nodes.get(command.node_id)
     if known is None:
         _check_room(draft)
@@ -32,6 +33,7 @@ def hello_node(draft: Draft, command: HelloNode) -> Applied:
     """Bind a data directory to a node id, once; a repeat answers the same number."""
     _check_whereabouts(command.node_id, command.address, command.zone)
     checks.check_id("store_id", command.store_id, checks.STORE_ID_CHARS_MAX)
+    _check_not_removed(draft, command.node_id)
     _check_membership(draft, command)
     known = draft.base.nodes.get(command.node_id)
     if known is None:
@@ -86,6 +88,7 @@ def _heard(draft: Draft, node: Node) -> None:
         draft.decide("node-placeable", node.node_id, f"{node.node_id} sent its first heartbeat and may take replicas")
     if status is not node.status:
         draft.decide("node-alive", node.node_id, f"{node.node_id} was {node.status.name} and sent a heartbeat")
+        node = replace(node, returns_ms=(*node.returns_ms, draft.now_ms)[-RETURNS_MAX:])
     draft.put_node(replace(node, status=status, placeable=placeable))
 
 
@@ -137,6 +140,15 @@ def _check_whereabouts(node_id: str, address: str, zone: str) -> None:
     checks.check_id("node_id", node_id)
     checks.check_address("address", address)
     checks.check_zone("zone", zone)
+
+
+def _check_not_removed(draft: Draft, node_id: str) -> None:
+    if node_id in draft.base.gone:
+        raise Refused(
+            RejectCode.FAILED_PRECONDITION,
+            "node_id",
+            f"node_id: {node_id} was removed from this cluster, and ids are not used again: choose another one",
+        )
 
 
 def _check_room(draft: Draft) -> None:

@@ -13,7 +13,11 @@ from flotta_coordinator.core.state import Node, NodeStatus
 
 def candidates(nodes: Iterable[Node]) -> list[str]:
     """Ids of the nodes that may be given replicas now, sorted."""
-    return sorted(node.node_id for node in nodes if node.placeable and node.status is NodeStatus.ALIVE)
+    return sorted(node.node_id for node in nodes if may_take_replicas(node))
+
+
+def may_take_replicas(node: Node) -> bool:
+    return node.placeable and node.status is NodeStatus.ALIVE and not node.draining
 
 
 def awaited(nodes: Iterable[Node]) -> list[str]:

@@ -53,9 +53,10 @@ class Applied:
     state: ClusterState
     reply: Reply
     changed: bool = False
-    nodes: tuple[str, ...] = ()  # ids whose record changed, sorted
+    nodes: tuple[str, ...] = ()  # ids whose record changed or went away, sorted
     shards: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # keys of what stands now, or stands no more; not part of the map
     decisions: int = 0  # how many were added
 
     @property

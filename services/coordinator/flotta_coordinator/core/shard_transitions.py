@@ -27,6 +27,7 @@ from flotta_coordinator.core.state import (
     Node,
     NodeStatus,
     Phase,
+    Purpose,
     Replica,
     Shard,
     Table,
@@ -90,18 +91,19 @@ def set_shard_replicas(draft: Draft, command: SetShardReplicas) -> Applied:
             "shard_id", f"shard_id: {shard.shard_id} is still being created and has no leader that could move it"
         )
     if not shard.moving and sorted(wanted) == sorted(member.node_id for member in shard.members):
-        leader = "" if wanted[0] == shard.leader else _living(draft, wanted[0], "replicas").node_id
-        if draft.put_shard(replace(shard, target_leader=leader)) and leader:
+        leader = "" if wanted[0] == shard.leader else taking(draft, wanted[0], "replicas").node_id
+        after = replace(shard, target_leader=leader, replicas_pinned=True, leader_pinned=True)
+        if draft.put_shard(after) and leader not in ("", shard.target_leader):
             draft.decide("shard-leader-wanted", shard.shard_id, f"an operator wants {leader} to lead {shard.shard_id}")
         return draft.finish("Shard replicas updated", new_epoch=shard.epoch)
     kept = {replica.node_id: replica for replica in (*shard.targets, *shard.members)}
     targets: list[Replica] = []
     for node_id in wanted:
         node = draft.node(node_id, "replicas")
-        targets.append(kept.get(node_id) or draft.new_replica(_living(draft, node.node_id, "replicas")))
+        targets.append(kept.get(node_id) or draft.new_replica(taking(draft, node.node_id, "replicas")))
     hopeless = draft.node(wanted[0], "replicas").status is NodeStatus.DEAD
     leader = "" if hopeless or wanted[0] == shard.leader else wanted[0]
-    if draft.put_shard(replace(shard, targets=tuple(targets), target_leader=leader)):
+    if draft.put_shard(moved_by_hand(shard, tuple(targets), leader)):
         now_on = ", ".join(member.node_id for member in shard.members)
         draft.decide(
             "shard-move", shard.shard_id, f"an operator moves {shard.shard_id} from {now_on} to {', '.join(wanted)}"
@@ -123,19 +125,31 @@ def set_shard_leader(draft: Draft, command: SetShardLeader) -> Applied:
             "leader_node_id",
             f"leader_node_id: {command.leader_node_id} is not a replica of {shard.shard_id} ({members})",
         )
-    _living(draft, command.leader_node_id, "leader_node_id")
+    taking(draft, command.leader_node_id, "leader_node_id")
     wanted = "" if shard.leader == command.leader_node_id else command.leader_node_id
-    if draft.put_shard(replace(shard, target_leader=wanted)):
+    if draft.put_shard(replace(shard, target_leader=wanted, leader_pinned=True)):
         already = "" if wanted else ", which it does"
         sentence = f"an operator wants {command.leader_node_id} to lead {shard.shard_id}{already}"
         draft.decide("shard-leader-wanted", shard.shard_id, sentence)
     return draft.finish("Shard leader updated")
 
 
+def moved_by_hand(shard: Shard, targets: tuple[Replica, ...], leader: str) -> Shard:
+    return replace(
+        shard,
+        targets=targets,
+        target_leader=leader,
+        purpose=Purpose.OPERATOR,
+        replicas_pinned=True,
+        leader_pinned=True,
+        cancelled_ms=0,
+    )
+
+
 def report_shards(draft: Draft, command: ReportShards) -> Applied:
     """Take what is news in a node's reports; the rest is passed over, it is only late or repeated."""
     checks.check_id("node_id", command.node_id)
-    reporter = draft.node(command.node_id)
+    reporter = draft.base.gone.get(command.node_id) or draft.node(command.node_id)
     taken = 0
     for report in command.reports:
         before = draft.shards.get(report.shard_id) or draft.base.shards.get(report.shard_id)
@@ -143,9 +157,24 @@ def report_shards(draft: Draft, command: ReportShards) -> Applied:
         if before is None or after is None:
             continue
         taken += 1
+        _recall_needed(draft, after)
         draft.put_shard(_with_fresh_targets(draft, before, after))
         _tell(draft, before, after)
     return draft.finish("reported", taken=taken)
+
+
+def _recall_needed(draft: Draft, shard: Shard) -> None:
+    """A move that was called off had been committed a moment before, and the node it went to was then removed as an
+    empty one: it is back, to be emptied, until the shard does without it."""
+    for member in shard.members:
+        gone = draft.base.gone.get(member.node_id)
+        if gone is not None and member.node_id not in draft.nodes:
+            draft.recall_node(replace(gone, status=NodeStatus.DEAD, draining=True))
+            draft.decide(
+                "node-recalled",
+                gone.node_id,
+                f"{gone.node_id} was removed, but {shard.shard_id} had committed a replica there: it is to be emptied",
+            )
 
 
 def report_shard_leader(draft: Draft, command: ReportShardLeader) -> Applied:
@@ -194,7 +223,7 @@ def judge(state: ClusterState, shard: Shard, reporter: Node, report: ShardReport
     else:
         return None
     if after.targets and not report.moving and set(after.targets) == set(after.members):
-        after = replace(after, targets=())
+        after = replace(after, targets=(), purpose=Purpose.NONE, cancelled_ms=0)
     return after if after != shard else None
 
 
@@ -292,10 +321,13 @@ def _check_replica_list(replicas: tuple[str, ...]) -> tuple[str, ...]:
     return replicas
 
 
-def _living(draft: Draft, node_id: str, field: str) -> Node:
+def taking(draft: Draft, node_id: str, field: str) -> Node:
+    """A node that may be given something new."""
     node = draft.node(node_id, field)
     if node.status is NodeStatus.DEAD:
         raise _unmet(field, f"{field}: {node_id} is DEAD")
+    if node.draining:
+        raise _unmet(field, f"{field}: {node_id} is being drained and takes nothing new; end the drain first")
     return node
 
 

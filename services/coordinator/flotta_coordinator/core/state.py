@@ -1,4 +1,4 @@
-"""What the coordinators replicate: nodes, tables, shards, the map version, counters, decisions.
+"""What the coordinators replicate: nodes, tables, shards, the map version, counters, decisions, standing notes.
 
 Values only. A `ClusterState` is never changed in place; `transitions.apply` makes the next one.
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 DEFAULT_TABLE = "default"
 DECISIONS_MAX = 10_000  # kept, oldest dropped first; enough for the birth of the largest table
+RETURNS_MAX = 8  # of a node, remembered; more tell nothing new
 
 
 class NodeStatus(enum.IntEnum):
@@ -33,6 +34,19 @@ class Phase(enum.IntEnum):
     ACTIVE = 2  # a leader has reported; nobody creates a voter any more
 
 
+class Purpose(enum.Enum):
+    """Why a shard moves: what the move in flight is for."""
+
+    NONE = ""  # it does not move
+    OPERATOR = "operator"  # somebody asked for these very nodes
+    DEAD = "dead"  # a node that died is replaced
+    MISSING = "missing"  # there are fewer replicas than the replication factor
+    SURPLUS = "surplus"  # there are more
+    DRAIN = "drain"  # a node is to be emptied
+    ZONES = "zones"  # the replicas get further apart
+    BALANCE = "balance"  # nodes get equal shares
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     node_id: str
@@ -44,6 +58,8 @@ class Node:
     store_id: str = ""  # "" until its data directory has said hello
     placeable: bool = False  # it has sent a heartbeat of its own
     changed_ms: int = 0  # group time of the last registration, hello or status change
+    draining: bool = False  # an operator wants it empty: it gets nothing new, and what it has leaves
+    returns_ms: tuple[int, ...] = ()  # group times of its last returns from SUSPECT or DEAD, oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,10 @@ class Shard:
     conf_index: int = 0  # log index of the configuration in `members`; 0: the birth configuration
     target_leader: str = ""  # intent; cleared when reached or hopeless
     revision_base: int = 0
+    purpose: Purpose = Purpose.NONE  # of `targets`
+    replicas_pinned: bool = False  # an operator chose the nodes: balancing leaves them
+    leader_pinned: bool = False  # an operator chose the leader: balancing leaves it
+    cancelled_ms: int = 0  # group time at which an operator cancelled a move; 0: never, or moved since
 
     @property
     def moving(self) -> bool:
@@ -96,6 +116,20 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something that stands, and that somebody should know: what the planner cannot mend, or has finished."""
+
+    kind: str
+    subject: str
+    text: str  # one sentence, the same for as long as it stands
+    since_ms: int = 0  # group time
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.subject}"
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """The next value of everything that is handed out once."""
 
@@ -115,13 +149,17 @@ class ClusterState:
     tables: Mapping[str, Table] = field(default_factory=dict)
     shards: Mapping[str, Shard] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()  # the newest DECISIONS_MAX, oldest first
+    notes: Mapping[str, Note] = field(default_factory=dict)  # by `Note.key`
+    gone: Mapping[str, Node] = field(default_factory=dict)  # nodes that were removed; their ids are not used again
 
     @property
     def partitioning(self) -> Table | None:
         return self.tables.get(DEFAULT_TABLE)
 
     def node_by_num(self, node_num: int) -> Node | None:
-        return next((node for node in self.nodes.values() if node.node_num == node_num), None) if node_num else None
+        """Removed ones too: a shard may have committed one of them before it heard of the removal."""
+        known = (*self.nodes.values(), *self.gone.values())
+        return next((node for node in known if node.node_num == node_num), None) if node_num else None
 
     def node_by_store(self, store_id: str) -> Node | None:
         return next((node for node in self.nodes.values() if node.store_id == store_id), None) if store_id else None

@@ -10,17 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flotta_coordinator.core import checks, node_transitions, shard_transitions
+from flotta_coordinator.core import (
+    checks,
+    node_transitions,
+    operator_transitions,
+    planner_transitions,
+    shard_transitions,
+)
 from flotta_coordinator.core.commands import (
+    CancelMove,
     Command,
+    DrainNode,
     FoundCluster,
+    GiveUp,
+    HandOver,
     HelloNode,
     InitShards,
+    MoveReplica,
+    MoveShard,
     ObserveNodes,
+    Rebalance,
     RegisterNode,
+    RemoveNode,
     ReportShardLeader,
     ReportShards,
     SetNodeStatus,
+    SetNotes,
+    SetReplicationFactor,
     SetShardLeader,
     SetShardReplicas,
 )
@@ -60,4 +76,14 @@ _TRANSITIONS: dict[type[Command], Callable[[Draft, Any], Applied]] = {
     SetShardLeader: shard_transitions.set_shard_leader,
     ReportShards: shard_transitions.report_shards,
     ReportShardLeader: shard_transitions.report_shard_leader,
+    DrainNode: operator_transitions.drain_node,
+    RemoveNode: operator_transitions.remove_node,
+    SetReplicationFactor: operator_transitions.set_replication_factor,
+    Rebalance: operator_transitions.rebalance,
+    MoveReplica: operator_transitions.move_replica,
+    CancelMove: operator_transitions.cancel_move,
+    MoveShard: planner_transitions.move_shard,
+    HandOver: planner_transitions.hand_over,
+    GiveUp: planner_transitions.give_up,
+    SetNotes: planner_transitions.set_notes,
 }
