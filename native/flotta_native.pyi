@@ -216,6 +216,7 @@ class RpcStats:
     # now
     connections: int
     calls: int  # in flight
+    timers: int  # deadlines being waited for
     request_bytes: int  # of requests in work
     reply_bytes: int  # of replies not yet written
     # since the server was made

@@ -219,8 +219,8 @@ impl RpcServer {
         py.detach(|| self.server.stop(Duration::from_millis(grace_ms)));
     }
 
-    fn stats(&self) -> RpcStats {
-        RpcStats::of(&self.server)
+    fn stats(&self, py: Python<'_>) -> RpcStats {
+        py.detach(|| RpcStats::of(&self.server))
     }
 
     fn notices(&self) -> Vec<(&'static str, String, u64)> {

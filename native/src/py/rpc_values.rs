@@ -68,6 +68,7 @@ pub fn peer_of<'py>(py: Python<'py>, conn: &Conn) -> PyResult<Bound<'py, RpcPeer
 pub struct RpcStats {
     connections: u64,
     calls: u64,
+    timers: u64,
     request_bytes: u64,
     reply_bytes: u64,
     connections_total: u64,
@@ -97,6 +98,7 @@ impl RpcStats {
         RpcStats {
             connections: server.connections_room.used(),
             calls: server.calls_room.used(),
+            timers: server.timers() as u64,
             request_bytes: server.request_bytes.used(),
             reply_bytes: server.reply_bytes.used(),
             connections_total: counters.accepted_connections.get(),

@@ -88,6 +88,8 @@ pub struct Call {
     input_done: bool,
     /// Python knows of it.
     shown: bool,
+    /// As the connection was told.
+    held_bytes: usize,
 }
 
 impl Call {
@@ -113,6 +115,7 @@ impl Call {
             message: None,
             input_done: false,
             shown: false,
+            held_bytes: 0,
         }
     }
 
@@ -185,6 +188,9 @@ impl Call {
         }
         self.phase = Phase::Answering;
         self.reader.forget(server);
+        if self.meter.is_some() {
+            server.remove_meter(self.id);
+        }
         if let Some(framed) = payload {
             self.writer.push(framed, &self.conn);
         }
@@ -243,6 +249,32 @@ impl Call {
 
     /// Move on as far as possible.
     pub fn drive(&mut self, cx: &mut Context<'_>, server: &Server) -> Next {
+        let next = self.advance(cx, server);
+        self.note_held(self.reader.held_bytes());
+        next
+    }
+
+    fn note_held(&mut self, held_bytes: usize) {
+        if held_bytes != self.held_bytes {
+            self.conn.note_held(self.held_bytes, held_bytes);
+            self.held_bytes = held_bytes;
+        }
+    }
+
+    /// It is over: give back what it holds.
+    pub fn close(mut self, server: &Server) {
+        self.reader.forget(server);
+        self.note_held(0);
+        if self.meter.is_some() {
+            server.remove_meter(self.id);
+        }
+        match self.holds {
+            Holds::Call => server.calls_room.give_back(1),
+            Holds::Drain => server.drains_room.give_back(1),
+        }
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>, server: &Server) -> Next {
         if let Poll::Ready(reset) = self.writer.poll_reset(cx) {
             if reset.is_some() {
                 server.note_reset(&self.conn);

@@ -3,7 +3,7 @@
 //! A call's id is its slot and a generation that is never used twice within 2^32 calls, so whoever names a call that
 //! is over names nobody. A timer goes with its call.
 
-use super::call::{Call, Holds, Next};
+use super::call::{Call, Next};
 use super::server::Server;
 use slab::Slab;
 use std::collections::BTreeSet;
@@ -73,6 +73,11 @@ impl Calls {
         self.slots.is_empty()
     }
 
+    /// Deadlines being waited for.
+    pub fn timers(&self) -> usize {
+        self.timers.len()
+    }
+
     /// Take a call in and move it as far as it goes.
     pub fn insert(&mut self, mut call: Call, server: &Server) {
         self.generation = self.generation.wrapping_add(1).max(1);
@@ -125,15 +130,7 @@ impl Calls {
             held.timer = timer;
         }
         if next == Next::Over {
-            let mut call = self.slots.remove(slot as usize).call;
-            call.reader.forget(server);
-            if call.meter().is_some() {
-                server.remove_meter(call.id);
-            }
-            match call.holds {
-                Holds::Call => server.calls_room.give_back(1),
-                Holds::Drain => server.drains_room.give_back(1),
-            }
+            self.slots.remove(slot as usize).call.close(server);
         }
     }
 

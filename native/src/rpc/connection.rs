@@ -56,6 +56,8 @@ pub struct Conn {
     /// What the face to Python keeps with a connection.
     pub face: OnceLock<Box<dyn Any + Send + Sync>>,
     unwritten_bytes: AtomicU64,
+    /// Of requests, taken while the peer's window stays closed for them: their handlers are slow.
+    held_bytes: AtomicU64,
     read_at_ms: AtomicU64,
     /// Since when the peer takes nothing; 0: it does.
     blocked_since_ms: AtomicU64,
@@ -72,6 +74,7 @@ impl Conn {
             server,
             face: OnceLock::new(),
             unwritten_bytes: AtomicU64::new(0),
+            held_bytes: AtomicU64::new(0),
             blocked_since_ms: AtomicU64::new(0),
             resets: Mutex::default(),
             orders: Mutex::default(),
@@ -123,6 +126,26 @@ impl Conn {
     pub fn give_back_unwritten(&self, bytes: usize) {
         self.unwritten_bytes.fetch_sub(bytes as u64, Relaxed);
         self.server.reply_bytes.give_back(bytes as u64);
+    }
+
+    /// What a call holds back has changed. Slow handlers must not use up the connection's window for all others, so
+    /// it grows by what they hold; how much that is, the room for requests bounds.
+    pub fn note_held(&self, before_bytes: usize, now_bytes: usize) {
+        let step = u64::from(self.server.options.connection_window_bytes()) / 8;
+        let was_bytes = self.held_bytes.load(Relaxed);
+        let is_bytes = was_bytes + now_bytes as u64 - before_bytes as u64;
+        // Only the I/O thread comes here.
+        self.held_bytes.store(is_bytes, Relaxed);
+        if was_bytes / step != is_bytes / step {
+            self.order(|_| ());
+        }
+    }
+
+    /// The window the whole connection should have.
+    fn window_bytes(&self) -> u32 {
+        let base = u64::from(self.server.options.connection_window_bytes());
+        let steps = self.held_bytes.load(Relaxed) / (base / 8);
+        (base + steps * (base / 8)).min((1 << 31) - 1) as u32
     }
 
     pub fn note_read(&self, bytes: usize) {
@@ -183,7 +206,8 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(io: T, conn: Arc<Conn>) {
         return;
     };
     let keepalive = Keepalive::new(h2.ping_pong(), options.keepalive, options.keepalive_timeout);
-    let mut driver = Driver { conn, wire, draining: false, ending: None, keepalive };
+    let window_bytes = options.connection_window_bytes();
+    let mut driver = Driver { conn, wire, draining: false, window_bytes, ending: None, keepalive };
     poll_fn(|cx| driver.poll(cx, &mut h2)).await;
 }
 
@@ -191,6 +215,8 @@ struct Driver<T> {
     conn: Arc<Conn>,
     wire: Wire<T>,
     draining: bool,
+    /// As h2 was told.
+    window_bytes: u32,
     /// Said goodbye; until then it must have been heard.
     ending: Option<Pin<Box<Sleep>>>,
     keepalive: Keepalive,
@@ -242,6 +268,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 self.ending = Some(Box::pin(sleep(GOODBYE)));
             }
             _ => (),
+        }
+        let window_bytes = self.conn.window_bytes();
+        if window_bytes != self.window_bytes {
+            self.window_bytes = window_bytes;
+            h2.set_target_window_size(window_bytes);
         }
         if drain && !self.draining {
             self.draining = true;

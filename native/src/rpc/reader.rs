@@ -70,6 +70,11 @@ impl Reader {
         }
     }
 
+    /// Bytes for which the peer's window stays closed.
+    pub fn held_bytes(&self) -> usize {
+        self.unreleased_bytes
+    }
+
     pub fn has_ended(&self) -> bool {
         self.ended
     }
@@ -112,7 +117,7 @@ impl Reader {
                 }
             }
             if self.ended {
-                if paused {
+                if paused && (!self.deframer.is_empty() || self.unpacking.is_some()) {
                     return Poll::Pending;
                 }
                 return Poll::Ready(if self.deframer.is_empty() {

@@ -207,6 +207,11 @@ impl Server {
         }
     }
 
+    /// Deadlines being waited for.
+    pub fn timers(&self) -> usize {
+        lock(&self.calls).timers()
+    }
+
     // ---- on the I/O thread
 
     pub fn add_connection(self: &Arc<Server>, peer: Peer) -> Arc<Conn> {
