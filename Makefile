@@ -101,11 +101,11 @@ sim-planted: build ## plant known bugs, one at a time, and count the seeds until
 
 bench: build ## Put/Get beside etcd and Redis in alternating rounds of one run, and an idle cluster, against the bars
 	scripts/setup_bench.sh
-	$(PYTHON) bench/run.py
+	$(PYTHON) bench/benchmark.py
 
 bench-full: build ## all parts: also shards, values, nodes, saturation, start-up, fail-over (an hour; PARTS=a,b: only these)
 	scripts/setup_bench.sh
-	$(PYTHON) bench/run.py $(if $(PARTS),--parts $(PARTS),--full)
+	$(PYTHON) bench/benchmark.py $(if $(PARTS),--parts $(PARTS),--full)
 
 soak: build ## MINUTES=10 at half of capacity: memory, files, threads and tasks must not grow, and every write must be there
 	scripts/setup_bench.sh

@@ -13,7 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_benchmark_measures_every_system_and_takes_no_failure_for_a_success(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "run.py"), "--smoke", "--parts", "core", "--results", str(tmp_path)],
+        [
+            sys.executable,
+            str(ROOT / "bench" / "benchmark.py"),
+            "--smoke",
+            "--parts",
+            "core",
+            "--results",
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         timeout=110,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from bars import BARS, Bar, bar_table
+from benchmark import arguments
 from figures import Measure, Spread
 from records import QUICK, Result, Table, load, load_all, merged_facts, once, save
 from report import failures, quietness, rate_table, ratio_facts, ratio_table
-from run import arguments
 from shard_writers import first_after_s, longest_silence_s
 
 TABLE = Table("Speed", ["system", "ops/s"], [["flotta", "1000"], ["etcd", "9"]], note="measured")

@@ -1,10 +1,10 @@
 """Flotta beside etcd and Redis: same machine, same run. Each part can be run alone.
 
-    python bench/run.py                                  what `make bench` runs: the parts core and idle
-    python bench/run.py --full                           what `make bench-full` runs: all parts
-    python bench/run.py --only put --conc 50 --rounds 3  one lever, quickly
-    python bench/run.py --parts failover --kills 5
-    python bench/run.py --smoke --full                   every part with tiny counts, no figures worth reading
+    python bench/benchmark.py                                  what `make bench` runs: the parts core and idle
+    python bench/benchmark.py --full                           what `make bench-full` runs: all parts
+    python bench/benchmark.py --only put --conc 50 --rounds 3  one lever, quickly
+    python bench/benchmark.py --parts failover --kills 5
+    python bench/benchmark.py --smoke --full                   every part with tiny counts, no figures worth reading
 
 Results lie under bench/results, the newest of each part; a quick look (anything but a part's own settings) is kept
 apart from them as `quick.json`.
