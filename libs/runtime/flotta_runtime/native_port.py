@@ -21,7 +21,7 @@ import flotta_native
 import grpc
 import grpc.aio
 
-from flotta_runtime import auth, fatal
+from flotta_runtime import auth, descriptors, fatal
 from flotta_runtime.batches import BatchService
 from flotta_runtime.call_metrics import CallMetrics
 from flotta_runtime.errors import StartupError
@@ -110,7 +110,7 @@ class NativePort:
             calls_max=limits.calls_max,
             request_bytes_max=limits.request_bytes_max,
             reply_bytes_max=limits.reply_bytes_max,
-            connections_max=limits.connections_max,
+            connections_max=descriptors.connections_max(limits.connections_max),
             streams_per_connection_max=limits.streams_per_connection_max,
             keepalive_ms=limits.keepalive_ms,
             keepalive_timeout_ms=limits.keepalive_timeout_ms,

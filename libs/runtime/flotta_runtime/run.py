@@ -1,4 +1,4 @@
-"""The main program of every service: settings, logs, uvloop, signals, exit codes.
+"""The main program of every service: settings, logs, descriptors, uvloop, signals, exit codes.
 
 Exit codes: 0 stopped when asked, 1 could not start or was turned away by its cluster (one sentence on stderr), 2 wrong
 settings, 70 an invariant broke or a critical task failed (the state in memory is not to be trusted, so nothing is
@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 import uvloop
 
-from flotta_runtime import fatal
+from flotta_runtime import descriptors, fatal
 from flotta_runtime.errors import InvariantError, StartupError
 from flotta_runtime.logging import configure, get_logger
 from flotta_runtime.settings import Settings, parse_args
@@ -49,6 +49,7 @@ def main(cls: type[S], start: Callable[[S], Awaitable[Service]], argv: Sequence[
     """
     settings = parse_args(cls, argv)
     configure(settings.log_format, settings.log_level)
+    descriptors.raise_soft_limit()
     return uvloop.run(_run(settings, start))
 
 
