@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import core
 import failover
 import idle
+import links
 import saturation
 import startup
 import sweeps
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
     "saturation": saturation.run,
     "startup": startup.run,
     "failover": failover.run,
+    "links": links.run,
 }
 BENCH = ("core", "idle")
 

@@ -6,9 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from links import CARRIERS, measure
 from records import load
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_links_and_streams_carry_every_frame_of_the_benchmark_and_its_answer() -> None:
+    for carrier in CARRIERS:
+        way = measure(carrier, requests=4, window=3, seconds=0.2)
+        assert way.frames_per_s > 0 and way.p50_us > 0, carrier
 
 
 def test_the_benchmark_measures_every_system_and_takes_no_failure_for_a_success(tmp_path: Path) -> None:
