@@ -1,6 +1,6 @@
 """Who may call what: the internal token on every protected method, open methods without it, the probes of all ports.
 
-The list of protected methods is KvDB's, written out here once more so that the product's own cannot drift.
+The list of open methods is KvDB's and the bulk API, written out here once more so that the product's own cannot drift.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import grpc
 import pytest
 from conformance_support import GARBAGE, KV, TOKEN_HEADER, Door, Doors, Http, changes_nothing, refused
-from flotta_proto.flotta import cluster_pb2, raft_pb2, storage_pb2
+from flotta_proto.flotta import cluster_pb2, kv_pb2, raft_pb2, storage_pb2
 from flotta_proto.kvdb import coordinator_pb2, gateway_pb2, kvstore_pb2, replication_pb2
 from flotta_proto.kvdb import raft_pb2 as kvdb_raft_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-OPEN_OF_KVDB = {
+OPEN = {
     "kvdb.coordinator.Coordinator": {
         *("GetShardMap", "WatchShardMap", "ResolveShard", "GetNode", "ListNodes", "GetCoordinatorLeader", "Heartbeat"),
     },
@@ -28,12 +28,16 @@ OPEN_OF_KVDB = {
     "kvdb.gateway.KvGateway": {"Get", "Put", "Delete"},
     "kvdb.raft.RaftService": set(),
     "kvdb.replication.ReplicationService": set(),
+    "flotta.kv.v1.Kv": {"Batch"},
 }
-FILES = (cluster_pb2, raft_pb2, storage_pb2, coordinator_pb2, gateway_pb2, kvstore_pb2, replication_pb2, kvdb_raft_pb2)
+FILES = (
+    *(cluster_pb2, kv_pb2, raft_pb2, storage_pb2),
+    *(coordinator_pb2, gateway_pb2, kvstore_pb2, replication_pb2, kvdb_raft_pb2),
+)
 SERVICES = {service.full_name: service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()}
 COMMON = {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
 SERVED = {
-    "gateway": {"kvdb.gateway.KvGateway"},
+    "gateway": {"kvdb.gateway.KvGateway", "flotta.kv.v1.Kv"},
     "node": {
         *("kvdb.kvstore.KVService", "kvdb.replication.ReplicationService"),
         *("flotta.storage.v1.Shards", "flotta.raft.v1.RaftTransport"),
@@ -57,7 +61,7 @@ def methods(kind: str, *, protected: bool) -> Iterator[tuple[str, Any]]:
     """(full method, its descriptor) of what a kind of process serves."""
     for service in sorted(SERVED[kind]):
         for method in SERVICES[service].methods:
-            if protected == (service.startswith("flotta.") or method.name not in OPEN_OF_KVDB[service]):
+            if protected == (method.name not in OPEN.get(service, ())):
                 yield f"/{service}/{method.name}", method
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from flotta_proto.flotta import kv_pb2, kv_pb2_grpc
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb import gateway_pb2_grpc
 
@@ -21,8 +22,10 @@ _RESPONSES: dict[type[Any], type[Any]] = {
 }
 
 
-class FakeGateway(gateway_pb2_grpc.KvGatewayServicer):
-    """Keeps rows in memory, with deduplication; `script` is consumed one entry per request before it does."""
+class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
+    """Keeps rows in memory, with deduplication; `script` is consumed one entry per request before it does.
+
+    Of a batch it is one entry per item; a code aborts the whole batch, after the items up to there were carried out."""
 
     def __init__(self) -> None:
         self.rows: dict[bytes, gw.KeyValue] = {}
@@ -30,6 +33,7 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer):
         self.version = 0
         self.script: list[Said] = []
         self.seen: list[Any] = []
+        self.batches: list[int] = []  # items of each
         self.address = ""
         self._server: grpc.aio.Server | None = None
 
@@ -38,6 +42,7 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer):
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 17 << 20)]
         )
         gateway_pb2_grpc.add_KvGatewayServicer_to_server(self, self._server)
+        kv_pb2_grpc.add_KvServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         await self._server.start()
         return self
@@ -59,6 +64,16 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer):
 
     async def Delete(self, request: gw.DeleteRequest, context: Any) -> Any:
         return await self._handle(request, context, self._delete)
+
+    async def Batch(self, request: kv_pb2.BatchRequest, context: Any) -> Any:
+        self.batches.append(len(request.items))
+        carry_out: dict[str, Callable[[Any], Any]] = {"get": self._get, "put": self._put, "delete": self._delete}
+        response = kv_pb2.BatchResponse()
+        for item in request.items:
+            name = item.WhichOneof("operation") or ""
+            answer = await self._handle(getattr(item, name), context, carry_out[name])
+            getattr(response.results.add(), name).CopyFrom(answer)
+        return response
 
     async def _handle(self, request: Any, context: Any, carry_out: Callable[[Any], Any]) -> Any:
         self.seen.append(request)

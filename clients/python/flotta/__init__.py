@@ -20,19 +20,22 @@ from flotta.errors import (
     UnavailableError,
     VersionMismatchError,
 )
-from flotta.models import Consistency, Entry
+from flotta.models import Consistency, Delete, Entry, Get, Put
 
 __all__ = [
     "AlreadyExistsError",
     "AsyncClient",
     "Consistency",
+    "Delete",
     "Entry",
     "FlottaError",
+    "Get",
     "InternalError",
     "InvalidArgumentError",
     "OutcomeUnknownError",
     "PayloadTooLargeError",
     "PreconditionFailedError",
+    "Put",
     "RateLimitedError",
     "TlsFiles",
     "UnavailableError",

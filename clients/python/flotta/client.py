@@ -1,4 +1,4 @@
-"""The asynchronous client: typed get, put and delete against one gateway or several.
+"""The asynchronous client: typed get, put, delete and batches of them, against one gateway or several.
 
 Writes are exactly-once by default: each carries a request id, under which the shard remembers its outcome for ten
 minutes, so that a write without an answer can be sent again. The id holds the time of the first attempt; the shard
@@ -15,31 +15,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import grpc
 import grpc.aio
+from flotta_proto.flotta import kv_pb2
+from flotta_proto.flotta.kv_pb2_grpc import KvStub
 from flotta_proto.kvdb import gateway_pb2 as pb
 from flotta_proto.kvdb.gateway_pb2_grpc import KvGatewayStub
 from flotta_runtime.tls import Tls, TlsError, TlsFiles, client_tls, hint, open_channel
 from google.protobuf.message import Message
 
 from flotta.errors import (
-    AlreadyExistsError,
     FlottaError,
     InternalError,
     InvalidArgumentError,
     OutcomeUnknownError,
     PayloadTooLargeError,
-    PreconditionFailedError,
     RateLimitedError,
     UnavailableError,
-    VersionMismatchError,
 )
-from flotta.models import Consistency, Entry
+from flotta.messages import (
+    entry_of,
+    item_of,
+    raise_in_doubt,
+    repeatable,
+    request_of,
+    response_of,
+    result_of,
+    version_of,
+)
+from flotta.models import Consistency, Delete, Entry, Get, Operation, Put
 
 MESSAGE_BYTES_MAX = 17 * 1024 * 1024
 RETRY_MS = 25
@@ -60,17 +69,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),  # a retry is decided here, never by the transport
 ]
-_ERRORS: dict[int, type[FlottaError]] = {
-    pb.Status.INVALID_ARGUMENT: InvalidArgumentError,
-    pb.Status.ALREADY_EXISTS: AlreadyExistsError,
-    pb.Status.VERSION_MISMATCH: VersionMismatchError,
-    pb.Status.PRECONDITION_FAILED: PreconditionFailedError,
-    pb.Status.PAYLOAD_TOO_LARGE: PayloadTooLargeError,
-    pb.Status.UNAVAILABLE: UnavailableError,
-    pb.Status.NOT_LEADER: UnavailableError,
-    pb.Status.SHARD_MOVED: UnavailableError,
-    pb.Status.TIMEOUT: OutcomeUnknownError,
-}
 
 
 class AsyncClient:
@@ -124,20 +122,8 @@ class AsyncClient:
         timeout_ms: int | None = None,
     ) -> Entry | None:
         """The entry under `key`, or None. `max_staleness_ms` bounds how far an EVENTUAL read may lag; 0: any lag."""
-        request = pb.GetRequest(
-            key=_bytes(key),
-            head_only=head_only,
-            options=pb.ReadOptions(
-                consistency=pb.EVENTUAL if consistency is Consistency.EVENTUAL else pb.STRONG,
-                max_staleness_ms=max_staleness_ms,
-            ),
-        )
-        response: pb.GetResponse = await self._call("Get", request, True, timeout_ms)
-        if response.status.code == pb.Status.NOT_FOUND:
-            return None
-        _raise_unless_ok(response.status)
-        kv = response.kv
-        return Entry(kv.key, kv.value, kv.version, kv.create_time_ms, kv.update_time_ms, kv.expire_time_ms)
+        response = await self._call("Get", Get(key, consistency, max_staleness_ms, head_only), timeout_ms)
+        return entry_of(response)
 
     async def put(
         self,
@@ -156,71 +142,99 @@ class AsyncClient:
         key (AlreadyExistsError). `ttl_ms`: expires after so long; 0: never. `request_id`: an id of the caller's own,
         to make this write exactly-once across processes.
         """
-        context, options = self._write(request_id, if_version)
-        options.ttl_ms = ttl_ms
-        options.if_not_exists = if_absent
-        request = pb.PutRequest(ctx=context, key=_bytes(key), value=_bytes(value), options=options)
-        response: pb.PutResponse = await self._call("Put", request, options.require_idempotency, timeout_ms)
-        _raise_unless_ok(response.status)
-        return response.version
+        operation = Put(key, value, ttl_ms, if_version, if_absent, request_id)
+        return version_of(await self._call("Put", operation, timeout_ms)) or 0
 
     async def delete(
         self, key: str | bytes, *, if_version: int = 0, request_id: str = "", timeout_ms: int | None = None
     ) -> int | None:
         """Delete `key`; returns the version of the deletion, or None if there was no such key."""
-        context, options = self._write(request_id, if_version)
-        request = pb.DeleteRequest(ctx=context, key=_bytes(key), options=options)
-        response: pb.DeleteResponse = await self._call("Delete", request, options.require_idempotency, timeout_ms)
-        if response.status.code == pb.Status.NOT_FOUND:
-            return None
-        _raise_unless_ok(response.status)
-        return response.version
+        return version_of(await self._call("Delete", Delete(key, if_version, request_id), timeout_ms))
 
-    def _write(self, request_id: str, if_version: int) -> tuple[pb.RequestContext, pb.WriteOptions]:
-        if not request_id and self._idempotent_writes:
-            request_id = f"flotta:{time.time_ns() // 1_000_000}:{secrets.token_hex(12)}"
-        return (
-            pb.RequestContext(request_id=request_id),
-            pb.WriteOptions(require_idempotency=bool(request_id), if_version_equals=if_version),
-        )
+    async def batch(
+        self, operations: Iterable[Operation], *, timeout_ms: int | None = None
+    ) -> list[Entry | int | FlottaError | None]:
+        """Carry out many operations in one request; returns a result for each, in their order.
 
-    async def _call(self, method: str, request: Message, repeatable: bool, timeout_ms: int | None) -> Any:
+        A result is what `get`, `put` or `delete` would return, or the error it would raise: each operation succeeds or
+        fails alone. Those of one key are done in their order, and after one that was not done, or not certainly, none
+        that comes later; of different keys nothing is promised. Others may see some of them done and others not yet.
+        A gateway takes 1000 of them and 16.5 MiB, unless it is set otherwise; more is an InvalidArgumentError or a
+        PayloadTooLargeError, and nothing is done. What fails as a whole is raised.
+        """
+        requests = [request_of(operation, self._idempotent_writes) for operation in operations]
+        waiting = list(range(len(requests)))
+        results: list[Entry | int | FlottaError | None] = [None] * len(requests)
+        patience = Patience(self._timeout_ms if timeout_ms is None else timeout_ms)
+        while waiting:
+            asked = kv_pb2.BatchRequest(items=[item_of(requests[position]) for position in waiting])
+            safe = all(repeatable(requests[position]) for position in waiting)
+            try:
+                answer: kv_pb2.BatchResponse = await self._exchange(KvStub, "Batch", asked, safe, patience)
+            except FlottaError as error:
+                if len(waiting) == len(requests):
+                    raise
+                for position in waiting:
+                    results[position] = error
+                break
+            if len(answer.results) != len(waiting):
+                raise InternalError(f"the gateway gave {len(answer.results)} results for {len(waiting)} operations")
+            limited: list[int] = []
+            for position, result in zip(waiting, answer.results, strict=True):
+                response = response_of(result)
+                results[position] = result_of(response, patience.in_doubt)
+                if response.status.code == pb.Status.RATE_LIMITED:
+                    patience.longer(response.status.retry_after_ms)
+                    limited.append(position)
+            if not limited or not patience.lasts():
+                break
+            waiting = limited
+            await patience.pause()
+        return results
+
+    async def _call(self, method: str, operation: Operation, timeout_ms: int | None) -> Any:
         """The response of `method`; sent until there is one, as long as that is safe and the time lasts."""
-        deadline_s = time.monotonic() + (self._timeout_ms if timeout_ms is None else timeout_ms) / 1000
-        pause_ms = RETRY_MS
-        in_doubt = False
+        request = request_of(operation, self._idempotent_writes)
+        patience = Patience(self._timeout_ms if timeout_ms is None else timeout_ms)
+        while True:
+            response = await self._exchange(KvGatewayStub, method, request, repeatable(request), patience)
+            status = response.status
+            if status.code == pb.Status.RATE_LIMITED:
+                patience.longer(status.retry_after_ms)
+                if patience.lasts():
+                    await patience.pause()
+                    continue
+            if patience.in_doubt:
+                raise_in_doubt(status)
+            return response
+
+    async def _exchange(
+        self, stub: Callable[[grpc.aio.Channel], Any], method: str, request: Message, safe: bool, patience: Patience
+    ) -> Any:
+        """What a gateway answered. `safe`: it may be sent again when nobody knows what became of it."""
         while True:
             try:
-                send = getattr(self._stub(), method)
-                response = await send(request, timeout=max(0.001, deadline_s - time.monotonic()))
+                send = getattr(stub(self._channel()), method)
+                return await send(request, timeout=patience.left_s())
             except grpc.aio.AioRpcError as error:
                 # Unless it never connected, the transport may have delivered what it says failed.
                 unsent = _never_connected(error)
                 lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                if not (lost and (repeatable or unsent) and _time_for(pause_ms, deadline_s)):
-                    _raise_transport(error, self._addresses[self._current], unsent and not in_doubt, self._tls)
+                if not (lost and (safe or unsent) and patience.lasts()):
+                    sure = unsent and not patience.in_doubt
+                    _raise_transport(error, self._addresses[self._current], sure, self._tls)
                 self._current = (self._current + 1) % len(self._addresses)
-                in_doubt = in_doubt or not unsent
-            else:
-                status = response.status
-                if status.code != pb.Status.RATE_LIMITED:
-                    if in_doubt and _ERRORS.get(status.code) is UnavailableError:
-                        raise OutcomeUnknownError(f"an earlier attempt may have been carried out; {status.message}")
-                    return response
-                pause_ms = max(pause_ms, status.retry_after_ms)
-                if not _time_for(pause_ms, deadline_s):
-                    return response
-            await asyncio.sleep(pause_ms * random.uniform(0.75, 1.25) / 1000)
-            pause_ms = min(pause_ms * 2, RETRY_MS_MAX)
+                patience.in_doubt = patience.in_doubt or not unsent
+            await patience.pause()
 
-    def _stub(self) -> KvGatewayStub:
+    def _channel(self) -> grpc.aio.Channel:
         address = self._addresses[self._current]
         if self._tls is not None:
             self._follow_files(self._tls)
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = open_channel(self._tls, address, _CHANNEL_OPTIONS)
-        return KvGatewayStub(channel)
+        return channel
 
     def _follow_files(self, tls: Tls) -> None:
         """Once a second at most, while there are calls. Calls that run keep the connection they have."""
@@ -235,22 +249,28 @@ class AsyncClient:
             _LOG.error("the replaced TLS files cannot be used; the old ones stay in force: %s", error)
 
 
-def _time_for(pause_ms: float, deadline_s: float) -> bool:
-    return time.monotonic() + pause_ms * 1.25 / 1000 < deadline_s
+class Patience:
+    """What one call has left: its time, how long the next pause is, and whether an attempt is in doubt."""
 
+    def __init__(self, timeout_ms: int) -> None:
+        self._deadline_s = time.monotonic() + timeout_ms / 1000
+        self._pause_ms: float = RETRY_MS
+        self.in_doubt = False
 
-def _bytes(text: str | bytes) -> bytes:
-    return text.encode("utf-8") if isinstance(text, str) else text
+    def left_s(self) -> float:
+        return max(0.001, self._deadline_s - time.monotonic())
 
+    def longer(self, pause_ms: int) -> None:
+        """Let the next pause last at least so long."""
+        self._pause_ms = max(self._pause_ms, pause_ms)
 
-def _raise_unless_ok(status: pb.Status) -> None:
-    code = status.code
-    if code == pb.Status.OK:
-        return
-    if code == pb.Status.RATE_LIMITED:
-        raise RateLimitedError(status.message, shard_id=status.shard_id, retry_after_ms=status.retry_after_ms)
-    message = status.message or pb.Status.Code.Name(code)
-    raise _ERRORS.get(code, InternalError)(message, shard_id=status.shard_id)
+    def lasts(self) -> bool:
+        """Is there time for the next pause?"""
+        return time.monotonic() + self._pause_ms * 1.25 / 1000 < self._deadline_s
+
+    async def pause(self) -> None:
+        await asyncio.sleep(self._pause_ms * random.uniform(0.75, 1.25) / 1000)
+        self._pause_ms = min(self._pause_ms * 2, RETRY_MS_MAX)
 
 
 def _never_connected(error: grpc.aio.AioRpcError) -> bool:
@@ -261,12 +281,15 @@ def _raise_transport(error: grpc.aio.AioRpcError, address: str, unsent: bool, tl
     code, details = error.code(), error.details() or error.code().name
     if unsent:
         raise UnavailableError(f"no gateway can be reached at {address}: {details}{hint(tls, details)}") from error
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than" in details:
         raise PayloadTooLargeError(f"the request is too large for the gateway: {details}") from error
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         raise RateLimitedError(details) from error
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         raise OutcomeUnknownError(f"no answer from the gateway at {address}: {details}") from error
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        names = [value for name, value in error.trailing_metadata() or () if name == "x-flotta-error"]
+        raise (PayloadTooLargeError if names == ["PAYLOAD_TOO_LARGE"] else InvalidArgumentError)(details) from error
     if code is grpc.StatusCode.UNIMPLEMENTED:
         raise InvalidArgumentError(f"what listens at {address} is not a Flotta gateway: {details}") from error
     raise InternalError(f"the gateway at {address} answered {code.name}: {details}") from error

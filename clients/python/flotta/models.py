@@ -26,3 +26,37 @@ class Entry:
     update_time_ms: int
     expire_time_ms: int
     """When it expires, in milliseconds since the epoch; 0: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """A read in a batch; the fields are the arguments of `AsyncClient.get`."""
+
+    key: str | bytes
+    consistency: Consistency = Consistency.STRONG
+    max_staleness_ms: int = 0
+    head_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A write in a batch; the fields are the arguments of `AsyncClient.put`."""
+
+    key: str | bytes
+    value: str | bytes
+    ttl_ms: int = 0
+    if_version: int = 0
+    if_absent: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A deletion in a batch; the fields are the arguments of `AsyncClient.delete`."""
+
+    key: str | bytes
+    if_version: int = 0
+    request_id: str = ""
+
+
+Operation = Get | Put | Delete

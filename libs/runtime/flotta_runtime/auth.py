@@ -1,7 +1,8 @@
 """The internal token: which methods need it, and how it is compared.
 
-Invariant: every method of our own internal services (`flotta.*`) and every method that changes KvDB's cluster or
-data behind the gateway is protected; reads, watches, pings, health, reflection and the gateway's API are open.
+Invariant: every method of our own internal services (`flotta.*` but `flotta.kv.*`) and every method that changes
+KvDB's cluster or data behind the gateway is protected; reads, watches, pings, health, reflection and the gateway's API
+(`flotta.kv.*` is part of it) are open.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ PROTECTED_METHODS = frozenset(
     }
 )
 PROTECTED_PREFIXES = ("/kvdb.raft.", "/kvdb.replication.", "/flotta.")
+OPEN_PREFIXES = ("/flotta.kv.",)
 
 
 def is_protected(method: str) -> bool:
     """Whether `method` ("/package.Service/Method") needs the internal token."""
+    if method.startswith(OPEN_PREFIXES):
+        return False
     return method in PROTECTED_METHODS or method.startswith(PROTECTED_PREFIXES)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 
+from flotta_proto.flotta.kv_pb2_grpc import add_KvServicer_to_server
 from flotta_proto.kvdb.gateway_pb2_grpc import add_KvGatewayServicer_to_server
 from flotta_runtime.clock import SYSTEM_CLOCK
 from flotta_runtime.http import HttpServer, status_server
@@ -29,12 +30,15 @@ from flotta_gateway.grpc_session import grpc_sessions
 from flotta_gateway.link_pool import LinkPool
 from flotta_gateway.link_session import link_sessions
 from flotta_gateway.map_cache import MapCache, MapOptions
-from flotta_gateway.service import GatewayService
+from flotta_gateway.multi import MultiLimits
+from flotta_gateway.service import GatewayService, MultiService
 from flotta_gateway.settings import GatewaySettings
 from flotta_gateway.storage_link import LinkOptions, SessionFactory
 from flotta_gateway.telemetry import Telemetry
 
 SERVICE_NAME = "kvdb.gateway.KvGateway"
+KV_SERVICE_NAME = "flotta.kv.v1.Kv"
+SERVICES = (SERVICE_NAME, KV_SERVICE_NAME)
 
 
 class Gateway:
@@ -87,13 +91,18 @@ class Gateway:
         self.links.events = self.dispatcher
         telemetry.watch(self.dispatcher, self.maps, self.links)
         patience = Patience(settings.deadline_default_ms, settings.deadline_max_ms)
+        multi = MultiLimits(settings.batch_items_max, settings.batch_bytes_max)
         service = GatewayService(self.dispatcher, SYSTEM_CLOCK, patience)
+        multi_service = MultiService(self.dispatcher, SYSTEM_CLOCK, patience, multi)
         self._server = build_server(
-            [(add_KvGatewayServicer_to_server, service, SERVICE_NAME)],
+            [
+                (add_KvGatewayServicer_to_server, service, SERVICE_NAME),
+                (add_KvServicer_to_server, multi_service, KV_SERVICE_NAME),
+            ],
             listen=settings.listen,
             token=token,
             transport=settings.transport,
-            batches=(GatewayBatches(self.dispatcher, SYSTEM_CLOCK, patience),),
+            batches=(GatewayBatches(self.dispatcher, SYSTEM_CLOCK, patience, multi),),
             # Refusals are to be the dispatcher's, which says RATE_LIMITED.
             calls_max=max(CALLS_MAX, 2 * settings.requests_max),
             request_bytes_max=max(REQUEST_BYTES_MAX, 2 * settings.request_bytes_max),
@@ -112,7 +121,7 @@ class Gateway:
         if self._native is not None:
             self._supervisor.spawn("links", self._native.run())
         try:
-            self.port = await self._server.start(waiting=(SERVICE_NAME,))
+            self.port = await self._server.start(waiting=SERVICES)
             http = status_server(self.metrics, self._readiness, self._settings.http_address(self.port))
             self.http_port = await http.start()
             self._http = http
@@ -124,7 +133,7 @@ class Gateway:
             raise
         if self._tls is not None:
             self._supervisor.spawn("tls files", follow_files(self._tls))
-        self._supervisor.spawn("health", follow_readiness(self._server, (SERVICE_NAME,), self._readiness))
+        self._supervisor.spawn("health", follow_readiness(self._server, SERVICES, self._readiness))
         self._supervisor.spawn("map watch", self.maps.watch())
         self._supervisor.spawn("map refresh", self.maps.refresh())
 

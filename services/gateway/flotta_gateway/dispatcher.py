@@ -102,6 +102,10 @@ class Dispatcher:
         self._send(batches, now_ms)
         self._start_ticker()
 
+    def refuse(self, call: Call, failure: Failure) -> None:
+        """Answer a call that is not to be begun."""
+        self._finish(call, replies.failure_response(call.kind, failure), int(failure.code))
+
     def abandon(self, call: Call) -> None:
         """The client has gone. What was sent may still happen; nothing more is sent."""
         call.done = None

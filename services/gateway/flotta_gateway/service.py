@@ -1,4 +1,4 @@
-"""KvGateway over grpc.aio: gathers requests into a batch and awaits each one's answer.
+"""KvGateway and Kv over grpc.aio: gathers requests into a batch and awaits each one's answer.
 
 A frame to a node costs as much as 50 loop turns. So while other requests are open, a batch is held until no further
 request has arrived for some turns; with none open there is no load, and a request goes at once.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
+from flotta_proto.flotta.kv_pb2 import BatchRequest, BatchResponse
+from flotta_proto.flotta.kv_pb2_grpc import KvServicer
 from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT
 from flotta_proto.kvdb.gateway_pb2 import (
     DeleteRequest,
@@ -25,6 +27,7 @@ from flotta_gateway.call import Call
 from flotta_gateway.core.deadlines import Patience
 from flotta_gateway.core.operations import Request
 from flotta_gateway.dispatcher import Dispatcher
+from flotta_gateway.multi import Multi, MultiLimits
 
 # grpc.aio takes some turns to hand over a request.
 _QUIET_TURNS = 8
@@ -61,9 +64,7 @@ class GatewayService(KvGatewayServicer):
             if not answer.done():  # the client may be gone, and this handler about to notice
                 answer.set_result(response)
 
-        remaining_s = context.time_remaining()
-        remaining_ms = None if remaining_s is None else remaining_s * 1000
-        call = Call(kind, request, self._patience.deadline_ms(self._clock.monotonic_ms(), remaining_ms), deliver)
+        call = Call(kind, request, _deadline_ms(self._patience, self._clock, context), deliver)
         if not self._batch:
             loop.call_soon(self._gather, loop)
         self._batch.append(call)
@@ -84,3 +85,37 @@ class GatewayService(KvGatewayServicer):
         batch, self._batch = self._batch, []
         self._counted = self._quiet_turns = 0
         self._dispatcher.submit(batch)
+
+
+class MultiService(KvServicer):
+    """Requests that are batches already."""
+
+    def __init__(self, dispatcher: Dispatcher, clock: Clock, patience: Patience, limits: MultiLimits) -> None:
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._patience = patience
+        self._limits = limits
+
+    async def Batch(self, request: BatchRequest, context: Any) -> BatchResponse:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def deliver(response: bytes) -> None:
+            if not answer.done():
+                answer.set_result(response)
+
+        deadline_ms = _deadline_ms(self._patience, self._clock, context)
+        multi = Multi(request, request.ByteSize(), deadline_ms, self._limits, self._dispatcher, deliver)
+        if not multi.calls:
+            return BatchResponse()
+        self._dispatcher.submit(multi.first)
+        try:
+            return BatchResponse.FromString(await answer)
+        except asyncio.CancelledError:
+            for call in multi.calls:
+                self._dispatcher.abandon(call)
+            raise
+
+
+def _deadline_ms(patience: Patience, clock: Clock, context: Any) -> float:
+    remaining_s = context.time_remaining()
+    return patience.deadline_ms(clock.monotonic_ms(), None if remaining_s is None else remaining_s * 1000)

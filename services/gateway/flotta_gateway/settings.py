@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from flotta_runtime.server import MESSAGE_BYTES_MAX
 from flotta_runtime.settings import AddressList, DurationMs, GrpcSettings, ListenAddress, SizeBytes, env
 from pydantic import Field
 
@@ -41,6 +42,14 @@ class GatewaySettings(GrpcSettings):
     )
     request_bytes_max: SizeBytes = Field(
         default=256 * 1024 * 1024, description="Bytes of keys and values in open requests; above that RATE_LIMITED."
+    )
+    batch_items_max: int = Field(
+        default=1_000, ge=1, le=10_000, description="Items of one Kv/Batch request; more are INVALID_ARGUMENT."
+    )
+    batch_bytes_max: SizeBytes = Field(
+        default=33 * 1024 * 1024 // 2,
+        le=MESSAGE_BYTES_MAX,
+        description="Bytes of one Kv/Batch request; more are INVALID_ARGUMENT.",
     )
     node_operations_max: int = Field(
         default=10_000, ge=1, description="Operations waiting for one storage node; above that RATE_LIMITED."

@@ -24,6 +24,8 @@ from flotta_proto.flotta.storage_pb2 import Reply, ReplyFrame
 from flotta_runtime.logging import get_logger
 from flotta_runtime.server import MESSAGE_BYTES_MAX
 
+from flotta_gateway.core.wire import varint
+
 OwnerT = TypeVar("OwnerT")
 
 
@@ -276,7 +278,7 @@ class StorageLink(Generic[OwnerT]):
             attempt = queue.popleft()
             if attempt.dropped:
                 continue
-            parts += (b"\x0a", _varint(attempt.size), attempt.payload)  # field 1 of OperationFrame
+            parts += (b"\x0a", varint(attempt.size), attempt.payload)  # field 1 of OperationFrame
             size += attempt.size
             attempt.payload = b""
             self._waiting[attempt.number] = attempt
@@ -330,14 +332,3 @@ class StorageLink(Generic[OwnerT]):
 
     def _why(self) -> str:
         return f"storage node {self.address}: {self._why_down}"
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -161,3 +161,10 @@ async def test_nobody_there_is_unavailable_and_names_the_address() -> None:
 async def test_too_large_a_request_is_said_so(client: AsyncClient) -> None:
     with pytest.raises(flotta.PayloadTooLargeError):
         await client.put("k", b"x" * (18 << 20), timeout_ms=10_000)
+
+
+async def test_being_turned_away_ends_no_doubt(client: AsyncClient, gateway: FakeGateway) -> None:
+    busy = gw.Status(code=gw.Status.RATE_LIMITED, message="busy", retry_after_ms=60_000)
+    gateway.script = [grpc.StatusCode.UNAVAILABLE, busy]
+    with pytest.raises(flotta.OutcomeUnknownError, match="may have been carried out"):
+        await client.put("k", "v")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from flotta_gateway.batch_service import GatewayBatches
 from flotta_gateway.core.deadlines import Patience
+from flotta_gateway.multi import MultiLimits
 from flotta_proto.flotta import storage_pb2 as sp
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2 import Status
@@ -41,7 +42,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def service(cluster: Cluster) -> GatewayBatches:
-    return GatewayBatches(cluster.dispatcher, cluster.clock, Patience(5_000, 60_000))
+    return GatewayBatches(cluster.dispatcher, cluster.clock, Patience(5_000, 60_000), MultiLimits())
 
 
 async def test_a_batch_goes_out_in_one_frame_for_each_node(cluster: Cluster, service: GatewayBatches) -> None:
@@ -124,7 +125,7 @@ async def test_the_clients_deadline_counts_and_the_answer_comes_before_it(
 
 async def test_what_is_too_much_is_refused_alone() -> None:
     cluster = Cluster(calls_max=3)
-    service = GatewayBatches(cluster.dispatcher, cluster.clock, Patience(5_000, 60_000))
+    service = GatewayBatches(cluster.dispatcher, cluster.clock, Patience(5_000, 60_000), MultiLimits())
     replies = Replies()
     service.take([put(n, b"k") for n in range(5)], replies)
     refused = {number: gw.PutResponse.FromString(payload).status for number, payload in replies.replies.items()}

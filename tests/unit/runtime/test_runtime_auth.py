@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from flotta_proto.flotta import cluster_pb2, raft_pb2, storage_pb2
+from flotta_proto.flotta import cluster_pb2, kv_pb2, raft_pb2, storage_pb2
 from flotta_proto.kvdb import coordinator_pb2, gateway_pb2, kvstore_pb2
 from flotta_proto.kvdb import raft_pb2 as kvdb_raft_pb2
 from flotta_runtime.auth import TokenCheck, is_protected
 
+MODULES = (
+    *(coordinator_pb2, kvstore_pb2, gateway_pb2, kvdb_raft_pb2),
+    *(cluster_pb2, kv_pb2, raft_pb2, storage_pb2),
+)
 OPEN = {
     "/kvdb.coordinator.Coordinator/GetShardMap",
     "/kvdb.coordinator.Coordinator/WatchShardMap",
@@ -21,13 +25,14 @@ OPEN = {
     "/kvdb.gateway.KvGateway/Get",
     "/kvdb.gateway.KvGateway/Put",
     "/kvdb.gateway.KvGateway/Delete",
+    "/flotta.kv.v1.Kv/Batch",
 }
 
 
 def test_every_method_of_every_contract_is_either_on_the_open_list_or_protected() -> None:
     methods = {
         f"/{service.full_name}/{method.name}"
-        for module in (coordinator_pb2, kvstore_pb2, gateway_pb2, kvdb_raft_pb2, cluster_pb2, raft_pb2, storage_pb2)
+        for module in MODULES
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
