@@ -277,10 +277,18 @@ def changes_nothing(doors: Doors, body: Callable[[], None]) -> None:
         if not moved:
             break
     assert after.decisions == before.decisions, new
-    assert after.shard_map == before.shard_map
+    assert after.shard_map == before.shard_map, _differences(before.shard_map, after.shard_map)
     assert after.coordinators == before.coordinators, "a refused request reached the coordinators' log"
     assert after.replicas == before.replicas, "a refused request reached a shard's log"
     assert after == before
+
+
+def _differences(before: Any, after: Any, where: str = "") -> list[str]:
+    """What differs between two JSON values, a line for each place."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted(before.keys() | after.keys())
+        return [line for key in keys for line in _differences(before.get(key), after.get(key), f"{where}/{key}")]
+    return [] if before == after else [f"{where}: {before!r} became {after!r}"]
 
 
 def names(text: str, *words: str) -> None:

@@ -177,13 +177,19 @@ async def test_a_wanted_leader_becomes_it(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    "point", ["engine.after_create", "machine.create_flushed", "consensus.before_send", "consensus.before_apply"]
+    "action",
+    [
+        "engine.after_create=error@2",
+        "machine.create_flushed=error@2",
+        "consensus.before_send=error@1",  # what is sent once links are bound does not pass there
+        "consensus.before_apply=error@2",
+    ],
 )
 async def test_a_creation_that_was_cut_short_is_finished(
-    cluster: Cluster, point: str, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.open(2)
-    monkeypatch.setenv("FLOTTA_FAILPOINTS", f"{point}=error@2")
+    monkeypatch.setenv("FLOTTA_FAILPOINTS", action)
     failing = await cluster.start("node-3")
     monkeypatch.delenv("FLOTTA_FAILPOINTS")
     await cluster.create_shards(2, THREE)

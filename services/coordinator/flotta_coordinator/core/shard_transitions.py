@@ -93,8 +93,12 @@ def set_shard_replicas(draft: Draft, command: SetShardReplicas) -> Applied:
     if not shard.moving and sorted(wanted) == sorted(member.node_id for member in shard.members):
         leader = "" if wanted[0] == shard.leader else taking(draft, wanted[0], "replicas").node_id
         after = replace(shard, target_leader=leader, replicas_pinned=True, leader_pinned=True)
-        if draft.put_shard(after) and leader not in ("", shard.target_leader):
-            draft.decide("shard-leader-wanted", shard.shard_id, f"an operator wants {leader} to lead {shard.shard_id}")
+        if draft.put_shard(after):
+            if leader not in ("", shard.target_leader):
+                kind, sentence = "shard-leader-wanted", f"an operator wants {leader} to lead {shard.shard_id}"
+            else:
+                kind, sentence = "shard-pinned", f"an operator wants {shard.shard_id} to stay on {', '.join(wanted)}"
+            draft.decide(kind, shard.shard_id, sentence)
         return draft.finish("Shard replicas updated", new_epoch=shard.epoch)
     kept = {replica.node_id: replica for replica in (*shard.targets, *shard.members)}
     targets: list[Replica] = []
