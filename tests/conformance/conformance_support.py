@@ -29,7 +29,8 @@ MIB = 1 << 20
 GARBAGE = b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"  # a tag whose varint never ends
 NOT_UTF8 = b"\xff\xfe"
 # What a cluster decides by itself when the machine is slow: elections, late heartbeats.
-BY_ITSELF = {"node-suspect", "node-alive", "node-dead", "shard-leader", "shard-leader-dropped"}
+BY_ITSELF = {"node-suspect", "node-alive", "node-dead", "node-flapping", "shard-leader", "shard-leader-dropped"}
+PLANNED = {"shard-leader-wanted", "shard-leader-given-up", "shard-move", "shard-members", "shard-moved"}
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 * MIB),
     ("grpc.max_send_message_length", 64 * MIB),
@@ -273,7 +274,7 @@ def changes_nothing(doors: Doors, body: Callable[[], None]) -> None:
             return
         known = {row["number"] for row in before.decisions}
         new = [row for row in after.decisions if row["number"] not in known]
-        moved = after.terms != before.terms or (new and all(row["kind"] in BY_ITSELF for row in new))
+        moved = after.terms != before.terms or (new and all(_came_by_itself(row) for row in new))
         if not moved:
             break
     assert after.decisions == before.decisions, new
@@ -289,6 +290,12 @@ def _differences(before: Any, after: Any, where: str = "") -> list[str]:
         keys = sorted(before.keys() | after.keys())
         return [line for key in keys for line in _differences(before.get(key), after.get(key), f"{where}/{key}")]
     return [] if before == after else [f"{where}: {before!r} became {after!r}"]
+
+
+def _came_by_itself(decision: dict[str, Any]) -> bool:
+    """Nobody asked for it: the cluster looks after itself."""
+    kind, reason = decision["kind"], decision["reason"]
+    return kind in BY_ITSELF or (kind in PLANNED and not reason.startswith("an operator"))
 
 
 def names(text: str, *words: str) -> None:

@@ -81,6 +81,7 @@ class ProcessCluster:
         variables: Mapping[str, Mapping[str, str]] | None = None,
         transport: Transport | None = None,
         tls: TlsFiles | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         base = free_base_port(16)
         self.coordinator_port, self.node_port = base, base + 4
@@ -92,6 +93,7 @@ class ProcessCluster:
         self.separable = separable
         # Environment variables that one member alone is started with at first.
         self.variables = variables or {}
+        self.gone: set[str] = set()  # nodes that a test stopped for good
         self.tls_files = tls
         self.tls = client_tls(tls)
         self.environment = {
@@ -107,6 +109,7 @@ class ProcessCluster:
             "ADMIN_PORT": str(self.admin_port),
             "DATA_DIR": str(folder / "data"),
             "LOG_DIR": str(folder / "logs"),
+            **(settings or {}),  # environment variables of every process
         }
         if transport is not None:
             self.environment["FLOTTA_TRANSPORT"] = transport
@@ -201,6 +204,14 @@ class ProcessCluster:
     async def admin(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         return await asyncio.to_thread(self.admin_sync, method, path, body)
 
+    async def add_node(self) -> str:
+        """One more storage node, which introduces itself."""
+        self.nodes += 1
+        self.environment["N_NODES"] = str(self.nodes)
+        name = f"node-{self.nodes}"
+        await self.command("start", name)
+        return name
+
     async def shards(self) -> dict[str, Any]:
         status, shards = await self.admin("GET", "/admin/shards")
         if status != 200:
@@ -237,6 +248,8 @@ class ProcessCluster:
         token = self.internal_token()
         found: dict[str, dict[str, tuple[int, int, str]]] = {}
         for n in range(1, self.nodes + 1):
+            if f"node-{n}" in self.gone:
+                continue
             async with open_channel(self.tls, f"127.0.0.1:{self.node_port + n - 1}", ()) as channel:
                 stub = storage_pb2_grpc.ShardsStub(channel)
                 metadata = (("x-kvdb-internal-token", token),)
@@ -282,6 +295,7 @@ async def running(
     variables: Mapping[str, Mapping[str, str]] | None = None,
     transport: Transport | None = None,
     tls: TlsFiles | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[ProcessCluster]:
     """A bootstrapped cluster; every process it started is stopped at the end."""
     cluster = ProcessCluster(
@@ -293,6 +307,7 @@ async def running(
         variables=variables,
         transport=transport,
         tls=tls,
+        settings=settings,
     )
     try:
         await cluster.start()

@@ -90,6 +90,16 @@ class Coordinators:
 
         return await self._call(fetch, reads=True)
 
+    async def explain(self, shard_id: str) -> cluster_pb2.ExplainShardResponse:
+        """Why a shard is as it is, and what comes next."""
+
+        async def fetch(connection: Channel, timeout_s: float) -> cluster_pb2.ExplainShardResponse:
+            stub = cluster_pb2_grpc.ClusterStub(connection.grpc)
+            request = cluster_pb2.ExplainShardRequest(shard_id=shard_id)
+            return await stub.ExplainShard(request, timeout=timeout_s, metadata=connection.metadata)
+
+        return await self._call(fetch, reads=True)
+
     async def write(self, method: str, request: Any) -> Any:
         """One of the coordinator's mutations by name; the reply, accepted or refused."""
 

@@ -43,6 +43,7 @@ from flotta_runtime.tls_watch import follow_files
 from flotta_runtime.turns import Turns
 
 from flotta_coordinator import cluster_service, formation, raft_service, service, wire
+from flotta_coordinator.caretaker import Caretaker
 from flotta_coordinator.forward import Forwarder
 from flotta_coordinator.group import GROUP, HostGroup, Role
 from flotta_coordinator.leadership import Leadership
@@ -94,6 +95,14 @@ class CoordinatorApp:
             check_ms=settings.liveness_check_ms,
             cluster_id=lambda: self._directory.identity.cluster_id,
         )
+        self._caretaker = Caretaker(
+            self.store,
+            self._pipeline,
+            self._leadership,
+            clock,
+            settings.policy(),
+            period_ms=settings.plan_every_ms,
+        )
         self._tls = settings.tls()
         self._turns = Turns()
         self._native: Links | None = None
@@ -123,6 +132,7 @@ class CoordinatorApp:
             self.store,
             self._pipeline,
             self._leadership,
+            self._caretaker,
             self._watchers,
             self._forwarder,
             messages,
@@ -332,6 +342,7 @@ class CoordinatorApp:
             host.campaign(GROUP)  # nobody else could stand: no need to wait for a timeout
         self._tasks.spawn("pipeline", self._pipeline.run())
         self._tasks.spawn("leadership", self._leadership.run())
+        self._tasks.spawn("planner", self._caretaker.run())
         self._tasks.spawn("probe", self._probe())
         self._formed.set()
         self._log.info("formed", cluster_id=self._directory.identity.cluster_id, replica=self._coordinators.replica)
@@ -385,6 +396,8 @@ class CoordinatorApp:
             ("flotta_coordinator_term", "Raft term.", lambda: self._role.term),
             ("flotta_coordinator_applied_index", "Last applied log index.", self._group.applied_index),
             ("flotta_coordinator_map_version", "Version of the shard map.", lambda: self.store.state().map_version),
+            ("flotta_coordinator_planner_looks", "Looks of the planner.", lambda: self._caretaker.looks),
+            ("flotta_coordinator_planner_decisions", "Decisions it had done.", lambda: self._caretaker.decided),
             ("flotta_coordinator_watchers", "Open WatchShardMap streams.", lambda: len(self._watchers)),
         )
         for name, text, read in gauges:

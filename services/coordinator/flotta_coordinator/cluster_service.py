@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flotta_proto.flotta import cluster_pb2 as pb
 from flotta_proto.flotta import cluster_pb2_grpc
+from flotta_runtime.errors import NotFound
 
 from flotta_coordinator import wire
 from flotta_coordinator.core import commands
@@ -53,7 +56,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
             if node is None or refusal:
                 return pb.NodeHeartbeatResponse(accepted=False, message=refusal, map_version=state.map_version)
             await self._member.leadership.heard(node.node_id)
-            await self._take(node, wire.shard_reports(request.reports))
+            await self._take(node, request.reports)
             return pb.NodeHeartbeatResponse(accepted=True, map_version=self._member.store.state().map_version)
 
         reply = pb.NodeHeartbeatResponse
@@ -68,6 +71,19 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
             if decision.number > request.after_number and request.subject in ("", decision.subject)
         ]
         return pb.ListDecisionsResponse(decisions=[wire.decision_message(decision) for decision in chosen[-limit:]])
+
+    async def ExplainShard(self, request: pb.ExplainShardRequest, context: Context) -> pb.ExplainShardResponse:
+        require_text("shard_id", request.shard_id)
+
+        async def local() -> pb.ExplainShardResponse:
+            await self._member.ready_session()
+            state = await self._member.fresh(context)
+            if request.shard_id not in state.shards:
+                raise NotFound(f"Shard not found: {request.shard_id[:128]}", shard_id=request.shard_id[:128])
+            return wire.explanation(self._member.caretaker.explain(state, request.shard_id))
+
+        reply = pb.ExplainShardResponse
+        return await self._member.at_leader(f"/{SERVICE}/ExplainShard", request, reply, context, local)
 
     async def CoordinatorStatus(
         self, request: pb.CoordinatorStatusRequest, context: Context
@@ -86,16 +102,22 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
             partitioning=None if table is None else wire.partitioning(table),
         )
 
-    async def _take(self, node: Node, reports: tuple[commands.ShardReport, ...]) -> None:
-        """Log the reports that say something new; most heartbeats have none."""
+    async def _take(self, node: Node, reports: Sequence[pb.ShardReport]) -> None:
+        """Log the reports that say something new, which most do not; how moves fare is only remembered."""
         state = self._member.store.state()
         news = []
-        for report in reports:
+        for report in wire.shard_reports(reports):
             shard = state.shards.get(report.shard_id)
             if shard is not None and judge(state, shard, node, report) is not None:
                 news.append(report)
         if news:
             await self._member.pipeline.submit(commands.ReportShards(node.node_id, tuple(news)))
+            state = self._member.store.state()
+        memory = self._member.leadership.require().memory
+        for said in reports:
+            shard = state.shards.get(said.shard_id)
+            if shard is not None and (shard.leader, shard.leader_term) == (node.node_id, said.term):
+                memory.reported(said.shard_id, wire.progress(said))
 
 
 def _refusal(request: pb.NodeHeartbeatRequest, node: Node | None) -> str:

@@ -16,6 +16,7 @@ from flotta_runtime.logging import get_logger
 
 from flotta_coordinator.core.commands import FoundCluster, NodeObservation, ObserveNodes
 from flotta_coordinator.core.liveness import Liveness, Timeouts, is_news
+from flotta_coordinator.core.plan_memory import Memory
 from flotta_coordinator.core.state import NodeStatus
 from flotta_coordinator.group import Role
 from flotta_coordinator.pipeline import Pipeline, accepted
@@ -30,6 +31,7 @@ class Session:
     def __init__(self, term: int, liveness: Liveness) -> None:
         self.term = term
         self.liveness = liveness
+        self.memory = Memory()
         self.ended = False
         self._wakers: set[asyncio.Event] = set()
 

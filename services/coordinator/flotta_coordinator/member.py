@@ -18,6 +18,7 @@ from flotta_runtime.errors import InvalidArgument, NotLeader, Timeout, Unavailab
 from flotta_runtime.status import LEADER_HINT
 
 from flotta_coordinator import wire
+from flotta_coordinator.caretaker import Caretaker
 from flotta_coordinator.core.results import RejectCode, Rejection, Result
 from flotta_coordinator.core.state import ClusterState
 from flotta_coordinator.forward import Forwarder, Message, is_forwarded
@@ -52,6 +53,7 @@ class Member:
         store: MetadataStore,
         pipeline: Pipeline,
         leadership: Leadership,
+        caretaker: Caretaker,
         watchers: Watchers,
         forwarder: Forwarder,
         messages: wire.StateMessages,
@@ -64,6 +66,7 @@ class Member:
         self.store = store
         self.pipeline = pipeline
         self.leadership = leadership
+        self.caretaker = caretaker
         self.watchers = watchers
         self.messages = messages
         self.clock = clock

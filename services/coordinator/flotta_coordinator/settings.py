@@ -10,6 +10,7 @@ from flotta_runtime.settings import DurationMs, GrpcSettings, NodeId, PeerList, 
 from pydantic import Field, model_validator
 
 from flotta_coordinator.core.liveness import Timeouts
+from flotta_coordinator.core.plan_view import Policy
 from flotta_coordinator.group import MEMBER_COUNTS, Coordinators
 
 _ALONE = (("coordinator-1", "localhost:9001"),)
@@ -56,6 +57,40 @@ class CoordinatorSettings(GrpcSettings):
         default=200, description="How often the leader tells the followers that it leads, in ms."
     )
 
+    plan_every_ms: DurationMs = Field(
+        default=1_000, description="How often the leader looks for what the cluster needs, in ms."
+    )
+    replace_after_ms: DurationMs = Field(
+        default=300_000,
+        description="A storage node that is DEAD for this long, in ms, has its replicas made elsewhere.",
+    )
+    settle_ms: DurationMs = Field(
+        default=30_000,
+        description="A storage node gets replicas and leaderships once it has been ALIVE for this long, in ms; doubled "
+        "with every return within `flap_window_ms`, up to 64 times.",
+    )
+    flap_window_ms: DurationMs = Field(
+        default=3_600_000, description="Returns of a storage node within this time, in ms, count together."
+    )
+    moves_max: int = Field(
+        default=8, ge=0, le=4_096, description="Shards that the planner moves at once; 0: it moves none."
+    )
+    moves_per_node_max: int = Field(
+        default=2, ge=1, le=4_096, description="Moves at once in which one storage node gets or loses a replica."
+    )
+    hand_overs_max: int = Field(
+        default=4, ge=0, le=4_096, description="Leaderships that change hands at once by the planner's will; 0: none."
+    )
+    move_stall_ms: DurationMs = Field(
+        default=120_000, description="A move or hand-over that came no closer for this long, in ms, is given up."
+    )
+    move_avoid_ms: DurationMs = Field(
+        default=600_000, description="After that the shard goes to other nodes for this long, in ms."
+    )
+    move_hold_ms: DurationMs = Field(
+        default=600_000, description="A shard whose move an operator cancelled is left alone for this long, in ms."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _listen_on_own_port(cls, values: Any) -> Any:
@@ -94,6 +129,20 @@ class CoordinatorSettings(GrpcSettings):
 
     def coordinators(self) -> Coordinators:
         return Coordinators(self.peers, self.node_id)
+
+    def policy(self) -> Policy:
+        """How patient and how fast the planner is."""
+        return Policy(
+            replace_after_ms=self.replace_after_ms,
+            settle_ms=self.settle_ms,
+            flap_window_ms=self.flap_window_ms,
+            moves_max=self.moves_max,
+            moves_per_node_max=self.moves_per_node_max,
+            hand_overs_max=self.hand_overs_max,
+            stall_ms=self.move_stall_ms,
+            avoid_ms=self.move_avoid_ms,
+            hold_ms=self.move_hold_ms,
+        )
 
     def timeouts(self) -> Timeouts:
         """Half of the first timeout without a check means that this process itself was paused."""

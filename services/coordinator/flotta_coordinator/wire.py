@@ -9,7 +9,9 @@ from flotta_proto.kvdb import coordinator_pb2 as pb
 
 from flotta_coordinator.core import commands
 from flotta_coordinator.core.deltas import Delta
+from flotta_coordinator.core.explain import Explanation
 from flotta_coordinator.core.keyrange import key_range
+from flotta_coordinator.core.plan_memory import Progress
 from flotta_coordinator.core.results import Applied, Rejection, Result
 from flotta_coordinator.core.state import ClusterState, Decision, Node, Replica, Shard, Table
 
@@ -136,6 +138,20 @@ def shard_reports(reports: Iterable[cluster_pb2.ShardReport]) -> tuple[commands.
             moving=report.moving,
         )
         for report in reports
+    )
+
+
+def progress(report: cluster_pb2.ShardReport) -> Progress | None:
+    """What a report says of a change under way."""
+    if not report.HasField("progress"):
+        return None
+    said = report.progress
+    return Progress({lag.replica_id: lag.entries for lag in said.lags}, said.copying, said.waits_for)
+
+
+def explanation(found: Explanation) -> cluster_pb2.ExplainShardResponse:
+    return cluster_pb2.ExplainShardResponse(
+        shard_id=found.shard_id, health=found.health, now=found.now, next=found.next
     )
 
 

@@ -100,6 +100,7 @@ class Backend:
             shared.replicas,
             host,
             shared.model,
+            self.duties.progress,
             self.watch.nudge,
             shared.clock,
             node_id=identity.node_id,

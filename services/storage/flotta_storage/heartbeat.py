@@ -20,6 +20,7 @@ from flotta_runtime.errors import FlottaError, InvalidArgument, StartupError, Un
 from flotta_runtime.logging import get_logger
 
 from flotta_storage.coordinator_link import CoordinatorLink
+from flotta_storage.core.moves import Progress
 from flotta_storage.core.replicas import ShardView
 from flotta_storage.map_model import MapModel
 from flotta_storage.replica_table import Replica, ReplicaTable
@@ -56,7 +57,9 @@ class Roles(Protocol):
     def role(self, group: int) -> RoleChange | None: ...
 
 
-def report_of(replica: Replica, roles: Roles, shard: ShardView | None) -> pb.ShardReport | None:
+def report_of(
+    replica: Replica, roles: Roles, shard: ShardView | None, progress: Progress | None
+) -> pb.ShardReport | None:
     """What the leader of a shard says of it; None from anybody else, or while there is nothing settled to say."""
     role, state, members = roles.role(replica.group), replica.state(), replica.machine.members()
     if role is None or not role.is_leader or state is None or members.outgoing:
@@ -73,7 +76,15 @@ def report_of(replica: Replica, roles: Roles, shard: ShardView | None) -> pb.Sha
         conf_index=state.conf_index,
         moving=bool(targets) and set(targets) != set(members.voters),
         applied_index=replica.machine.applied_index(),
+        progress=_progress_message(progress),
     )
+
+
+def _progress_message(progress: Progress | None) -> pb.MoveProgress | None:
+    if progress is None:
+        return None
+    lags = [pb.ReplicaLag(replica_id=replica, entries=lag) for replica, lag in progress.lags.items()]
+    return pb.MoveProgress(lags=lags, copying=progress.copying, waits_for=progress.waits_for)
 
 
 class ReportBook:
@@ -114,6 +125,7 @@ class Heartbeats:
         replicas: ReplicaTable,
         roles: Roles,
         model: MapModel,
+        progress: Callable[[int], Progress | None],
         on_version: Callable[[int], None],
         clock: Clock,
         *,
@@ -126,6 +138,7 @@ class Heartbeats:
         self._replicas = replicas
         self._roles = roles
         self._model = model
+        self._progress = progress
         self._on_version = on_version
         self._clock = clock
         self._node_id = node_id
@@ -150,7 +163,10 @@ class Heartbeats:
             self._news.clear()
 
     async def _beat(self) -> None:
-        reports = [report_of(one, self._roles, self._model.shard(one.shard_id)) for one in self._replicas]
+        reports = [
+            report_of(one, self._roles, self._model.shard(one.shard_id), self._progress(one.group))
+            for one in self._replicas
+        ]
         due = self._book.due([report for report in reports if report is not None], self._clock.monotonic_ms())
         request = pb.NodeHeartbeatRequest(
             node_id=self._node_id, store_id=self._store_id, map_version=self._model.version, reports=due

@@ -16,7 +16,17 @@ from flotta_runtime.clock import Clock
 from flotta_runtime.logging import get_logger
 
 from flotta_storage.core.commands import EXPIRE_ROWS_MAX, expire_payload
-from flotta_storage.core.moves import ChangeMembers, Intent, LeaderView, Settled, TransferLeader, best_heir, next_step
+from flotta_storage.core.moves import (
+    ChangeMembers,
+    Intent,
+    LeaderView,
+    Progress,
+    Settled,
+    TransferLeader,
+    best_heir,
+    next_step,
+    progress_of,
+)
 from flotta_storage.core.reads import next_expiry_ms
 from flotta_storage.map_model import MapModel
 from flotta_storage.replica_table import Replica, ReplicaTable
@@ -53,6 +63,7 @@ class LeaderDuties:
         self._transferred_ms: dict[int, int] = {}
         self._told: dict[int, str] = {}
         self._busy: set[int] = set()
+        self._progress: dict[int, Progress] = {}
         self._log = get_logger("storage.moves")
         self.transfers = 0
         self.changes = 0
@@ -68,6 +79,8 @@ class LeaderDuties:
                     if replica.group in self._busy or not self.leads(replica):
                         continue
                     intent, due = self._intent(replica), _is_due(replica, stamp_ms)
+                    if intent is None:
+                        self._progress.pop(replica.group, None)
                     if intent is not None or due:
                         self._busy.add(replica.group)
                         tasks.create_task(self._serve(replica, intent, stamp_ms if due else 0))
@@ -80,6 +93,10 @@ class LeaderDuties:
                 await self._move(replica, intent)
         finally:
             self._busy.discard(replica.group)
+
+    def progress(self, group: int) -> Progress | None:
+        """How the change of a shard that is led here fares; None when none is under way."""
+        return self._progress.get(group)
 
     def leads(self, replica: Replica) -> bool:
         role = self._host.role(replica.group)
@@ -102,6 +119,7 @@ class LeaderDuties:
         if view is None:
             return
         step = next_step(view, intent, self._catch_up_entries)
+        self._tell(replica.group, progress_of(view, intent, step))
         if isinstance(step, TransferLeader):
             self.transfer(replica, step.to_replica)
         elif isinstance(step, ChangeMembers):
@@ -118,6 +136,12 @@ class LeaderDuties:
         elif self._told.get(replica.group) != step.reason:
             self._told[replica.group] = step.reason
             self._log.info("move waits", shard=replica.shard_id, reason=step.reason)
+
+    def _tell(self, group: int, progress: Progress | None) -> None:
+        if progress is None:
+            self._progress.pop(group, None)
+        else:
+            self._progress[group] = progress
 
     def transfer(self, replica: Replica, to_replica: int) -> None:
         """Ask for a transfer, unless one was asked for a moment ago."""

@@ -102,8 +102,7 @@ def _plan(script: Any, words: list[str], options: dict[str, str]) -> None:
         script.out += [f"{decision.kind}: {decision.reason}" for decision in made]
         if isinstance(command, commands.GiveUp):
             shard = next(one for one in view.shards if one.shard_id == command.shard_id)
-            failed = set(shard.targets) - set(shard.members) or {shard.target_leader}
-            script.planning.memory.avoid(command.shard_id, failed, script.now_ms + script.planning.policy.avoid_ms)
+            script.planning.memory.gave_up(shard, script.planning.policy, script.now_ms)
 
 
 def _carry(script: Any, words: list[str], options: dict[str, str]) -> None:

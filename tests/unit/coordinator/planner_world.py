@@ -139,8 +139,7 @@ class World:
                 self.hand_overs.append(command)
             if isinstance(command, commands.GiveUp):
                 shard = next(one for one in view.shards if one.shard_id == command.shard_id)
-                failed = set(shard.targets) - set(shard.members) or {shard.target_leader}
-                self.memory.avoid(command.shard_id, failed, self.now_ms + self.policy.avoid_ms)
+                self.memory.gave_up(shard, self.policy, self.now_ms)
         self._check_limits(before)
         self.check_state()
         return decided

@@ -8,11 +8,13 @@ from flotta_storage.core.moves import (
     ChangeMembers,
     Intent,
     LeaderView,
+    Progress,
     Settled,
     TransferLeader,
     Wait,
     best_heir,
     next_step,
+    progress_of,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,3 +156,20 @@ def test_every_move_ends_at_its_targets_and_never_by_an_untried_voter(
     assert set(members.voters) == targets
     assert members.learners == ()
     assert isinstance(step, Settled)
+
+
+def test_a_move_under_way_says_what_its_new_replicas_lack_and_what_it_waits_for() -> None:
+    intent = Intent(frozenset({1, 2, 4}))
+    view = leader(1, [1, 2, 3], [4], behind=[4], snapshots=[4])
+    told = progress_of(view, intent, next_step(view, intent))
+    assert told == Progress({4: 5_000}, copying=True, waits_for="replicas [4] are still catching up")
+    close = leader(1, [1, 2, 3], [4])
+    assert progress_of(close, intent, next_step(close, intent)) == Progress({4: 0})
+    there = leader(1, [1, 2, 4])
+    assert progress_of(there, intent, next_step(there, intent)) is None
+
+
+def test_a_shard_whose_new_replica_was_not_made_yet_lacks_the_whole_log_there() -> None:
+    intent = Intent(frozenset({1, 2, 4}))
+    view = leader(1, [1, 2, 3])
+    assert progress_of(view, intent, next_step(view, intent)) == Progress({4: LAST})

@@ -115,6 +115,10 @@ def decisions(found: Iterable[cluster_pb2.Decision]) -> models.Decisions:
     )
 
 
+def explanation(found: cluster_pb2.ExplainShardResponse) -> models.Explanation:
+    return models.Explanation(shard_id=found.shard_id, health=found.health, now=list(found.now), next=list(found.next))
+
+
 def node_status(text: str) -> coordinator_pb2.NodeStatus.ValueType | None:
     """The status an operator may set by name, or None."""
     return {

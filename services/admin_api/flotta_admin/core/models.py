@@ -176,6 +176,18 @@ class Decisions(Answer):
     decisions: list[Decision] = Field(description="The decisions asked for, oldest first.")
 
 
+class Explanation(Answer):
+    """Why a shard is as it is."""
+
+    shard_id: str = Field(description="The shard.")
+    health: str = Field(
+        description="CREATING, QUORUM_LOST, MOVING, DEGRADED (a replica is not ALIVE), TOO_FEW or TOO_MANY replicas, "
+        "or HEALTHY."
+    )
+    now: list[str] = Field(description="How it is, in sentences.")
+    next: list[str] = Field(description="What is about to be done with it, and what is waited for, in sentences.")
+
+
 class ActuatorHealth(Answer):
     """Whether this service can do its work."""
 

@@ -41,6 +41,11 @@ def router(context: Context) -> APIRouter:
         """One shard."""
         return await find(shard_id)
 
+    @routes.get("/{shard_id}/explain", responses=UNKNOWN)
+    async def explain(shard_id: ShardIdPath) -> models.Explanation:
+        """Why the shard is as it is, and what the coordinator would do with it next."""
+        return convert.explanation(await context.coordinators.explain(shard_id))
+
     @routes.post("/{shard_id}/replicas", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT})
     async def set_replicas(shard_id: ShardIdPath, replicas: NodeIds) -> models.Shard:
         """Move the shard to these nodes. It is MOVING until data has been copied, and serves all the while."""

@@ -7,7 +7,7 @@ Nothing here is logged: a new leader begins anew, and is at worst more patient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flotta_coordinator.core.plan_view import NodeView, Policy, ShardView, View
@@ -52,10 +52,12 @@ class Memory:
     def progress(self, shard_id: str) -> Progress | None:
         return self._progress.get(shard_id)
 
-    def avoid(self, shard_id: str, node_ids: Iterable[str], until_ms: int) -> None:
-        """These nodes failed to become a replica, or the leader, of the shard."""
-        for node_id in node_ids:
-            self._avoid[shard_id, node_id] = until_ms
+    def gave_up(self, shard: ShardView, policy: Policy, now_ms: int) -> None:
+        """An intent of the shard was dropped. Where it had stalled, those it waited for are left out for a while."""
+        if shard.idle_ms < policy.stall_ms:
+            return
+        for node_id in set(shard.targets) - set(shard.members) or {shard.target_leader}:
+            self._avoid[shard.shard_id, node_id] = now_ms + policy.avoid_ms
 
     def view(self, state: ClusterState, policy: Policy, *, now_ms: int, wall_ms: int, ready: bool) -> View:
         """The state as the planner looks at it. `now_ms` is monotonic."""

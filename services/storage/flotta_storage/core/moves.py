@@ -53,6 +53,15 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a shard is from what the map asks of it."""
+
+    lags: Mapping[int, int]  # replica that is to become a voter -> entries of the log that it still lacks
+    copying: bool = False  # a snapshot is on its way to one of them
+    waits_for: str = ""  # why the next step cannot be taken yet
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeMembers:
     changes: tuple[Change, ...]
 
@@ -93,6 +102,15 @@ def next_step(view: LeaderView, intent: Intent, catch_up_entries: int = CATCH_UP
             return ChangeMembers(_sorted_changes("remove", stray))
         return _lead(view, intent, voters, catch_up_entries)
     return _change_voters(view, voters, learners, targets, catch_up_entries)
+
+
+def progress_of(view: LeaderView, intent: Intent, step: Step) -> Progress | None:
+    """What there is to tell of a change while it is under way; None when the shard is as the map asks."""
+    if isinstance(step, Settled):
+        return None
+    coming = intent.targets - frozenset(view.members.voters)
+    lags = {replica: max(0, view.last_index - view.matched.get(replica, 0)) for replica in sorted(coming)}
+    return Progress(lags, not view.snapshots.isdisjoint(coming), step.reason if isinstance(step, Wait) else "")
 
 
 def _change_voters(
