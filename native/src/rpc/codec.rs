@@ -54,7 +54,7 @@ impl Unpack {
         match self {
             Unpack::TooBig => Status::new(
                 RESOURCE_EXHAUSTED,
-                format!("a message is larger than {bytes_max} bytes unpacked"),
+                format!("Received message larger than max (when unpacked, vs. {bytes_max})"),
             ),
             Unpack::Corrupt(text) => Status::new(INTERNAL, format!("a message cannot be unpacked: {text}")),
         }

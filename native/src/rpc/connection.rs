@@ -27,6 +27,9 @@ const ACCEPTS_PER_TURN: usize = 128;
 /// How long a connection may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 const FRAME_BYTES_MAX: u32 = 64 << 10;
+/// Of header lists, in what metadata may have: up to here a request that has too much gets a status of gRPC, above it
+/// h2 refuses the stream.
+const HEADER_LISTS: u32 = 4;
 /// Per stream, of what h2 takes beyond what is on the wire.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// h2 counts frames for forgotten streams over the life of a connection; its own bound would end a long one.
@@ -184,8 +187,7 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(io: T, conn: Arc<Conn>) {
         .initial_connection_window_size(options.connection_window_bytes())
         .max_concurrent_streams(options.streams_per_connection_max)
         .max_frame_size(FRAME_BYTES_MAX)
-        // Twice what is taken: a request in between is answered with a status of gRPC.
-        .max_header_list_size(2 * options.metadata_bytes_max as u32)
+        .max_header_list_size(HEADER_LISTS * options.metadata_bytes_max as u32)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .max_pending_accept_reset_streams(options.resets_per_second_max as usize)

@@ -63,7 +63,8 @@ impl Deframer {
             return Err(Status::new(INTERNAL, format!("a message begins with {flag}, it must be 0 or 1")));
         }
         if length > self.bytes_max {
-            let text = format!("a message of {length} bytes is larger than {} bytes", self.bytes_max);
+            // grpc's own words: clients look for them.
+            let text = format!("Received message larger than max ({length} vs. {})", self.bytes_max);
             return Err(Status::new(RESOURCE_EXHAUSTED, text));
         }
         if held.len() < PREFIX_BYTES + length {

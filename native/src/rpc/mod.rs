@@ -15,6 +15,7 @@ pub mod calls;
 pub mod codec;
 pub mod connection;
 pub mod deframer;
+pub mod frames;
 pub mod headers;
 pub mod inbox;
 pub mod limits;

@@ -326,16 +326,17 @@ impl Server {
                 () = &mut sleep => (),
             }
             let due = self.turn();
-            if self.closed.load(SeqCst) && lock(&self.calls).is_empty() && lock(&self.connections).is_empty()
-            {
-                return;
-            }
             let now = Instant::now();
             if now >= next_check {
                 self.check_stalls(now);
                 next_check = now + stall_every;
             }
+            // The last turn as well: it may have ended calls that Python knows of.
             self.inbox.flush();
+            if self.closed.load(SeqCst) && lock(&self.calls).is_empty() && lock(&self.connections).is_empty()
+            {
+                return;
+            }
             let wanted = due.map_or(next_check, |due| due.min(next_check));
             if sleep.deadline() > wanted.into() || sleep.is_elapsed() {
                 sleep.as_mut().reset(wanted.into());

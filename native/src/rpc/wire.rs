@@ -1,9 +1,11 @@
 //! The stream under HTTP/2: gathers the frames of a turn into one write, and notes when bytes move.
 //!
 //! h2 flushes after every larger frame. Here a flush does nothing: the connection calls `poll_drain` when h2 has
-//! nothing more to say in this turn. No more than `GATHER_BYTES` wait here, and they count as written.
+//! nothing more to say in this turn. No more than `GATHER_BYTES` wait here, and they count as written. What comes in
+//! passes `frames` on its way.
 
 use super::connection::Conn;
+use super::frames::Frames;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +13,7 @@ use std::task::{ready, Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 const GATHER_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 8 << 10;
 
 struct Gathered<T> {
     io: T,
@@ -18,6 +21,11 @@ struct Gathered<T> {
     /// Of `out`, already written.
     sent: usize,
     conn: Arc<Conn>,
+    frames: Frames,
+    /// Read and looked at, not yet passed on; only while frames are changed.
+    passing: Vec<u8>,
+    /// Read, and part of a frame's head.
+    held: Vec<u8>,
 }
 
 /// Two handles: h2 owns one, the connection's driver drains through the other.
@@ -31,7 +39,15 @@ impl<T> Clone for Wire<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     pub fn new(io: T, conn: Arc<Conn>) -> Wire<T> {
-        Wire(Arc::new(Mutex::new(Gathered { io, out: Vec::new(), sent: 0, conn })))
+        Wire(Arc::new(Mutex::new(Gathered {
+            io,
+            out: Vec::new(),
+            sent: 0,
+            conn,
+            frames: Frames::default(),
+            passing: Vec::new(),
+            held: Vec::new(),
+        })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathered<T>> {
@@ -55,6 +71,39 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gathered<T> {
         }
     }
 
+    fn poll_in(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let after = buf.filled().len();
+        self.conn.note_read(after - before);
+        let back = self.frames.look(&mut buf.filled_mut()[before..]);
+        self.held.extend_from_slice(&buf.filled()[after - back..]);
+        // Something is left: what is held back came after the frame that made it so.
+        buf.set_filled(after - back);
+        Poll::Ready(Ok(()))
+    }
+
+    /// The same, once frames are changed.
+    fn poll_in_changed(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.passing.is_empty() {
+            let mut room = [0; READ_BYTES];
+            let mut chunk = ReadBuf::new(&mut room);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut chunk))?;
+            self.conn.note_read(chunk.filled().len());
+            self.passing.append(&mut self.held);
+            if chunk.filled().is_empty() {
+                break; // the end
+            }
+            self.passing.extend_from_slice(chunk.filled());
+            let back = self.frames.look(&mut self.passing);
+            self.held = self.passing.split_off(self.passing.len() - back);
+        }
+        let passed = self.passing.len().min(buf.remaining());
+        buf.put_slice(&self.passing[..passed]);
+        self.passing.drain(..passed);
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.out.is_empty() {
             return Poll::Ready(Ok(()));
@@ -72,10 +121,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gathered<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.lock();
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut inner.io).poll_read(cx, buf))?;
-        inner.conn.note_read(buf.filled().len() - before);
-        Poll::Ready(Ok(()))
+        if inner.frames.filters() {
+            inner.poll_in_changed(cx, buf)
+        } else {
+            inner.poll_in(cx, buf)
+        }
     }
 }
 

@@ -36,6 +36,7 @@ class Raw:
         self.ended: set[int] = set()
         self.resets: dict[int, str] = {}
         self.goaways: list[tuple[int, str]] = []
+        self.pongs: list[bytes] = []
         self.settings: dict[int, int] = {}
         self.granted: dict[int, int] = {}
         self.closed = False
@@ -60,6 +61,7 @@ class Raw:
                     continue
                 except OSError:
                     self.closed = True
+        self._answer()
 
     def until(self, condition: Callable[[], Any], what: str = "the condition") -> Any:
         deadline = time.monotonic() + PATIENCE_S
@@ -69,6 +71,7 @@ class Raw:
                 time.sleep(0.005)
             elif select.select([self.socket], [], [], 0.02)[0]:
                 self._read()
+                self._answer()
         return result
 
     def answer(self, stream: int) -> dict[str, str]:
@@ -90,8 +93,7 @@ class Raw:
     def answer_pings(self) -> None:
         """Be attentive from now on, also to what came before."""
         self.attentive = True
-        self.send(*self._unanswered)
-        self._unanswered.clear()
+        self._answer()
 
     def close(self) -> None:
         self.socket.close()
@@ -105,15 +107,16 @@ class Raw:
             self.closed = True
             return
         self._inbox += chunk
-        answers = []
         while len(self._inbox) >= 9:
             length = int.from_bytes(self._inbox[:3])
             if len(self._inbox) < 9 + length:
                 break
             kind, flags, stream = struct.unpack_from("!BBI", self._inbox, 3)
-            answers.append(self._take(kind, flags, stream, self._inbox[9 : 9 + length]))
+            self._unanswered.append(self._take(kind, flags, stream, self._inbox[9 : 9 + length]))
             self._inbox = self._inbox[9 + length :]
-        self._unanswered += answers
+
+    def _answer(self) -> None:
+        """Never while something is being sent: an answer would fall into the middle of a frame."""
         if self.attentive and any(self._unanswered):
             with contextlib.suppress(OSError):
                 self.socket.sendall(b"".join(self._unanswered))
@@ -134,7 +137,9 @@ class Raw:
         elif kind == h2.SETTINGS and not flags & h2.ACK:
             self.settings |= dict(struct.iter_unpack("!HI", body))
             return h2.frame(h2.SETTINGS, h2.ACK, 0)
-        elif kind == h2.PING and not flags & h2.ACK:
+        elif kind == h2.PING and flags & h2.ACK:
+            self.pongs.append(body)
+        elif kind == h2.PING:
             return h2.frame(h2.PING, h2.ACK, 0, body)
         if kind in (h2.HEADERS, h2.DATA) and flags & h2.END_STREAM:
             self.ended.add(stream)

@@ -48,6 +48,26 @@ def test_calls_in_flight_finish_and_those_that_race_the_goodbye_are_served() -> 
             running.server.start("127.0.0.1:0")
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 7, 1 << 20])
+def test_a_stream_that_comes_too_late_takes_nobody_with_it_however_much_is_said_about_it(piece_bytes: int) -> None:
+    with served(echo=False) as running, raw(running.port, window=65_535) as client:
+        client.send(unary(1))
+        until(lambda: len(running.unary) == 1)
+        running.server.drain()
+        client.until(lambda: len(client.goaways) == 2)
+        late = [unary(3), h2.window_update(3, 1), h2.reset(3), open_call(5, STREAM), h2.window_update(5, 1 << 20)]
+        ping = h2.frame(h2.PING, 0, 0, b"all read")
+        said = b"".join([*late, h2.window_update(1, 1), ping])
+        for at in range(0, len(said), piece_bytes):
+            client.send(said[at : at + piece_bytes])
+        client.until(lambda: client.pongs or client.closed)
+        assert (client.pongs, client.goaways[2:], client.closed) == ([b"all read"], [], False)
+        running.server.reply_many([(running.unary[0][0], b"served")])
+        assert client.code(1) == 0
+        assert len(running.unary) == 1
+        client.until(lambda: client.closed)
+
+
 def connects(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
