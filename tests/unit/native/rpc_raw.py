@@ -44,6 +44,9 @@ class Raw:
         self._inbox = b""
         self._unanswered: list[bytes] = []
         self.send(h2.PREFACE, h2.settings((h2.INITIAL_WINDOW_SIZE, window)), h2.window_update(0, (1 << 31) - 65_536))
+        if attentive and read:
+            # Its windows hold from the acknowledgement on.
+            self.until(lambda: self.settings, "the server's settings")
 
     def send(self, *frames: bytes) -> None:
         """Everything, reading meanwhile, so that neither side waits for the other."""

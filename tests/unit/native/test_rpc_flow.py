@@ -111,7 +111,8 @@ def test_a_sender_is_told_to_wait_and_told_when_its_client_has_read() -> None:
         slow, quick = running.opened(2)
         message = b"m" * 20_000
         told = [running.server.send_many([(slow, message)]) for _ in range(5)]
-        assert told == [[], [], [], [slow], [slow]]
+        # The first may be on its way already, and no longer queued.
+        assert told in ([[], [], [], [], [slow]], [[], [], [], [slow], [slow]])
         assert running.server.send_many([(slow, b""), (slow, b""), (quick, b"little"), (404, b"nobody")]) == [slow]
         until(lambda: running.server.stats().reply_bytes > 5 * len(message))
         client.send(h2.window_update(3, 1_000))
