@@ -229,6 +229,7 @@ class RpcStats:
     failed_handshakes: int
     resets: int  # streams reset by clients
     reset_floods: int  # connections ended for it
+    frame_floods: int  # connections ended for frames that carry nothing
     deadlines_exceeded: int
     stalled_requests: int
     stalled_replies: int
@@ -260,6 +261,7 @@ class RpcServer:
         connections_max: int = 10_000,
         streams_per_connection_max: int = 1_000,
         resets_per_second_max: int = 5_000,
+        idle_frames_per_second_max: int = 20_000,
         keepalive_ms: int = 30_000,
         keepalive_timeout_ms: int = 10_000,
         stall_ms: int = 20_000,

@@ -25,6 +25,10 @@ _COUNTERS = {
     "failed_handshakes": ("flotta_rpc_failed_handshakes_total", "Connections that did not get through TLS or HTTP/2."),
     "resets": ("flotta_rpc_resets_total", "Streams that clients reset."),
     "reset_floods": ("flotta_rpc_reset_floods_total", "Connections ended because of too many resets."),
+    "frame_floods": (
+        "flotta_rpc_frame_floods_total",
+        "Connections ended because of too many frames that carry nothing.",
+    ),
     "deadlines_exceeded": ("flotta_rpc_deadlines_exceeded_total", "Calls ended by their deadline."),
     "stalled_requests": ("flotta_rpc_stalled_requests_total", "Calls whose message never came to its end."),
     "stalled_replies": ("flotta_rpc_stalled_replies_total", "Calls whose client did not read."),

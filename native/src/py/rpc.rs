@@ -91,9 +91,9 @@ impl RpcServer {
     #[pyo3(signature = (
         methods, *, message_bytes_max=17 << 20, metadata_bytes_max=64 << 10, calls_max=20_000,
         request_bytes_max=256 << 20, reply_bytes_max=256 << 20, connections_max=10_000,
-        streams_per_connection_max=1_000, resets_per_second_max=5_000, keepalive_ms=30_000,
-        keepalive_timeout_ms=10_000, stall_ms=20_000, stream_window_bytes=1 << 20, compress_bytes_min=1_024,
-        tls=None, links=None,
+        streams_per_connection_max=1_000, resets_per_second_max=5_000, idle_frames_per_second_max=20_000,
+        keepalive_ms=30_000, keepalive_timeout_ms=10_000, stall_ms=20_000, stream_window_bytes=1 << 20,
+        compress_bytes_min=1_024, tls=None, links=None,
     ))]
     #[allow(clippy::too_many_arguments)] // the keyword options of the contract
     fn new(
@@ -106,6 +106,7 @@ impl RpcServer {
         connections_max: u64,
         streams_per_connection_max: u32,
         resets_per_second_max: u32,
+        idle_frames_per_second_max: u32,
         keepalive_ms: u64,
         keepalive_timeout_ms: u64,
         stall_ms: u64,
@@ -123,6 +124,7 @@ impl RpcServer {
             connections_max,
             streams_per_connection_max,
             resets_per_second_max,
+            idle_frames_per_second_max,
             keepalive: Duration::from_millis(keepalive_ms),
             keepalive_timeout: Duration::from_millis(keepalive_timeout_ms),
             stall: Duration::from_millis(stall_ms),

@@ -15,7 +15,7 @@ use std::any::Any;
 use std::future::{poll_fn, Future};
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -24,6 +24,8 @@ use tokio::time::{sleep, timeout, Instant, Sleep};
 
 /// How many requests are taken from one connection before others have their turn.
 const ACCEPTS_PER_TURN: usize = 128;
+/// Frames without data that belong to a call: its headers, windows given, an end of its own, a reset.
+const IDLE_FRAMES_PER_CALL: u32 = 8;
 /// How long a connection may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 const FRAME_BYTES_MAX: u32 = 64 << 10;
@@ -65,7 +67,15 @@ pub struct Conn {
     /// Since when the peer takes nothing; 0: it does.
     blocked_since_ms: AtomicU64,
     resets: Mutex<Rate>,
+    idle_frames: Mutex<Rate>,
+    calls: Mutex<Rate>,
+    /// It was ended for its idle frames.
+    flooded: AtomicBool,
     orders: Mutex<Orders>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Conn {
@@ -80,12 +90,15 @@ impl Conn {
             held_bytes: AtomicU64::new(0),
             blocked_since_ms: AtomicU64::new(0),
             resets: Mutex::default(),
+            idle_frames: Mutex::default(),
+            calls: Mutex::default(),
+            flooded: AtomicBool::new(false),
             orders: Mutex::default(),
         }
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.orders)
     }
 
     fn order(&self, change: impl FnOnce(&mut Orders)) {
@@ -113,8 +126,28 @@ impl Conn {
 
     /// Count a reset by the client. True: it is one too many.
     pub fn count_reset(&self, now_ms: u64, per_second_max: u32) -> bool {
-        let mut rate = self.resets.lock().unwrap_or_else(PoisonError::into_inner);
-        rate.count(now_ms) == per_second_max + 1
+        lock(&self.resets).count(now_ms) == per_second_max + 1
+    }
+
+    /// A call was taken in.
+    pub fn note_call(&self, now_ms: u64) {
+        lock(&self.calls).count(now_ms);
+    }
+
+    /// Frames without data have come. More of them than its calls and the bound explain: it is ended.
+    pub fn note_idle_frames(&self, frames: u32) {
+        let now_ms = self.server.now_ms();
+        let most = self.server.options.idle_frames_per_second_max;
+        let sent = lock(&self.idle_frames).add(now_ms, frames);
+        if sent <= most {
+            return;
+        }
+        let of_calls = lock(&self.calls).add(now_ms, 0).saturating_mul(IDLE_FRAMES_PER_CALL);
+        if sent > most.saturating_add(of_calls) && !self.flooded.swap(true, Relaxed) {
+            self.server.counters.frame_floods.add(1);
+            self.server.notices.note("frame_flood", &self.peer.address);
+            self.end(End::Goodbye(Reason::ENHANCE_YOUR_CALM));
+        }
     }
 
     pub fn unwritten_bytes(&self) -> u64 {
@@ -196,6 +229,7 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(io: T, conn: Arc<Conn>) {
     let shaken = timeout(
         options.stall,
         poll_fn(|cx| {
+            wire.begin_turn();
             let shaken = Pin::new(&mut handshake).poll(cx);
             match wire.poll_drain(cx) {
                 Poll::Ready(Err(_)) => Poll::Ready(None),
@@ -229,6 +263,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         if self.obey(cx, h2).is_ready() {
             return Poll::Ready(());
         }
+        self.wire.begin_turn();
         let mut accepted = 0;
         let done = loop {
             if accepted == ACCEPTS_PER_TURN {
@@ -288,7 +323,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
 
     fn explain(&self, error: &h2::Error) {
         if error.is_library() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
-            self.conn.server.counters.reset_floods.add(1);
+            self.conn.server.counters.frame_floods.add(1);
             self.conn.server.notices.note("frame_flood", &self.conn.peer.address);
         }
     }

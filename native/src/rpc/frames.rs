@@ -1,4 +1,5 @@
-//! Watches the frames that a client sends, for one that must not reach h2.
+//! Watches the frames that a client sends: counts them, mends authorities (`authority`), and keeps from h2 what it
+//! must not see.
 //!
 //! A connection that is drained tells its client to open no more streams. Those that cross with this are ignored by h2,
 //! all but their window updates: it takes these for ones of streams that were never opened, and ends the connection
@@ -7,15 +8,30 @@
 //!
 //! That moment is the answer to the ping that h2 sends when it begins to drain; streams opened before are served.
 
+use super::authority::Mender;
+
 const PREFACE_BYTES: usize = 24;
 const HEAD_BYTES: usize = 9;
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
 const UNKNOWN: u8 = 0xfa;
 const ACK: u8 = 1;
+const PADDED: u8 = 0x08;
+const PRIORITY: u8 = 0x20;
+const PRIORITY_BYTES: usize = 5;
 /// What h2 pings with when it begins to drain.
 const DRAIN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
+
+/// What came since somebody asked.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    pub frames: u32,
+    /// Of them, those without data; a few belong to every call.
+    pub idle: u32,
+}
 
 #[derive(Debug)]
 pub struct Frames {
@@ -30,6 +46,10 @@ pub struct Frames {
     newest_stream: u32,
     /// Streams above it are ignored.
     ignored_above: Option<u32>,
+    authority: Mender,
+    /// The payload is of a header block.
+    in_block: bool,
+    counted: Counted,
 }
 
 impl Default for Frames {
@@ -41,11 +61,18 @@ impl Default for Frames {
             pong: None,
             newest_stream: 0,
             ignored_above: None,
+            authority: Mender::default(),
+            in_block: false,
+            counted: Counted::default(),
         }
     }
 }
 
 impl Frames {
+    pub fn take_counted(&mut self) -> Counted {
+        std::mem::take(&mut self.counted)
+    }
+
     /// Whether frames are changed from here on.
     pub fn filters(&self) -> bool {
         self.ignored_above.is_some()
@@ -61,6 +88,9 @@ impl Frames {
                 let taken = rest.min(self.left);
                 if let Some(pong) = &mut self.pong {
                     pong.extend_from_slice(&bytes[at..at + taken]);
+                }
+                if self.in_block {
+                    self.authority.pass(&mut bytes[at..at + taken]);
                 }
                 at += taken;
                 self.left -= taken;
@@ -93,6 +123,17 @@ impl Frames {
         let [l2, l1, l0, kind, flags, s3, s2, s1, s0] = self.head;
         self.left = u32::from_be_bytes([0, l2, l1, l0]) as usize;
         let stream = u32::from_be_bytes([s3 & 0x7f, s2, s1, s0]);
+        self.counted.frames += 1;
+        self.counted.idle += u32::from(kind != DATA || self.left == 0);
+        match kind {
+            HEADERS => {
+                self.authority.begin(if flags & PRIORITY != 0 { PRIORITY_BYTES } else { 0 });
+                // Nobody pads; and padding must not be taken for fields.
+                self.in_block = flags & PADDED == 0;
+            }
+            CONTINUATION => (),
+            _ => self.in_block = false,
+        }
         match (kind, self.ignored_above) {
             (HEADERS, None) => self.newest_stream = self.newest_stream.max(stream),
             (PING, None) if flags & ACK != 0 && self.left == DRAIN_PING.len() => {
@@ -164,6 +205,34 @@ mod tests {
         for piece_bytes in 1..=sent.len() {
             assert_eq!(pass(&sent, piece_bytes), expected, "in pieces of {piece_bytes}");
         }
+    }
+
+    #[test]
+    fn frames_are_counted_and_authorities_mended_in_header_blocks_alone() {
+        let said = b"\x41\x03a,b";
+        let padded = [&[0][..], said].concat();
+        let prioritised = [&[0, 0, 0, 3, 0x20][..], said].concat();
+        let sent = [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            frame(4, 0, 0, &[]),
+            frame(HEADERS, 4, 1, said),
+            frame(DATA, 0, 1, said),
+            frame(DATA, 1, 1, &[]),
+            frame(HEADERS, 4 | PRIORITY, 3, &prioritised),
+            frame(HEADERS, 4 | PADDED, 5, &padded),
+            frame(HEADERS, 0, 7, &said[..3]),
+            frame(CONTINUATION, 0, 7, &[]),
+            frame(CONTINUATION, 4, 7, &said[3..]),
+            frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]),
+        ]
+        .concat();
+        let mut frames = Frames::default();
+        let mut passed = sent.clone();
+        passed.chunks_mut(3).for_each(|piece| assert_eq!(frames.look(piece), 0));
+        let changed = sent.iter().zip(&passed).filter(|(before, after)| before != after);
+        assert_eq!(changed.map(|change| *change.1).collect::<Vec<_>>(), [b'.'; 3]);
+        assert_eq!(frames.take_counted(), Counted { frames: 10, idle: 9 });
+        assert_eq!(frames.take_counted(), Counted::default());
     }
 
     #[test]

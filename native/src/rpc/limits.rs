@@ -18,6 +18,8 @@ pub struct Options {
     pub streams_per_connection_max: u32,
     /// What one connection may reset in a second.
     pub resets_per_second_max: u32,
+    /// Frames without data that one connection may send in a second, beyond those that belong to its calls.
+    pub idle_frames_per_second_max: u32,
     pub keepalive: Duration,
     pub keepalive_timeout: Duration,
     /// How long half a message or an unread reply may stand still.
@@ -40,6 +42,7 @@ impl Options {
             ("connections_max", self.connections_max, 1, u64::MAX),
             ("streams_per_connection_max", self.streams_per_connection_max.into(), 1, 1 << 30),
             ("resets_per_second_max", self.resets_per_second_max.into(), 1, 1 << 30),
+            ("idle_frames_per_second_max", self.idle_frames_per_second_max.into(), 1, 1 << 30),
             ("keepalive_ms", self.keepalive.as_millis() as u64, 1, 1 << 40),
             ("keepalive_timeout_ms", self.keepalive_timeout.as_millis() as u64, 1, 1 << 40),
             ("stall_ms", self.stall.as_millis() as u64, 1, 1 << 40),
@@ -70,6 +73,7 @@ impl Default for Options {
             connections_max: 10_000,
             streams_per_connection_max: 1_000,
             resets_per_second_max: 5_000,
+            idle_frames_per_second_max: 20_000,
             keepalive: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
             stall: Duration::from_secs(20),
@@ -137,11 +141,15 @@ pub struct Rate {
 impl Rate {
     /// Count one; the number of them in its second.
     pub fn count(&mut self, now_ms: u64) -> u32 {
+        self.add(now_ms, 1)
+    }
+
+    pub fn add(&mut self, now_ms: u64, amount: u32) -> u32 {
         let second = now_ms / 1_000;
         if second != self.second {
             *self = Rate { second, count: 0 };
         }
-        self.count += 1;
+        self.count = self.count.saturating_add(amount);
         self.count
     }
 }

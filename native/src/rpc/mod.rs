@@ -9,6 +9,7 @@
 //! the memory it can make the server hold is bounded by `limits`, and what it does not read or does not send to its
 //! end is given up after `stall_ms`.
 
+pub mod authority;
 pub mod body;
 pub mod call;
 pub mod calls;

@@ -253,6 +253,7 @@ impl Server {
     /// A request has come.
     pub fn accept(&self, conn: &Arc<Conn>, request: Request<RecvStream>, respond: SendResponse<Chunk>) {
         self.counters.calls.add(1);
+        conn.note_call(self.now_ms());
         let (parts, body) = request.into_parts();
         let admitted = self.admit(conn, &parts);
         let encoding = admitted.as_ref().map_or(super::codec::Encoding::Identity, |(_, head)| head.encoding);

@@ -27,6 +27,8 @@ pub struct Counters {
     pub deadlines_exceeded: Count,
     /// Connections ended for resetting too fast.
     pub reset_floods: Count,
+    /// Connections ended for frames that carry nothing.
+    pub frame_floods: Count,
     pub stalled_requests: Count,
     pub stalled_replies: Count,
     pub keepalive_timeouts: Count,

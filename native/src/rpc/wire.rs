@@ -2,7 +2,7 @@
 //!
 //! h2 flushes after every larger frame. Here a flush does nothing: the connection calls `poll_drain` when h2 has
 //! nothing more to say in this turn. No more than `GATHER_BYTES` wait here, and they count as written. What comes in
-//! passes `frames` on its way.
+//! passes `frames` on its way, and no more of it in a turn than others can wait for.
 
 use super::connection::Conn;
 use super::frames::Frames;
@@ -14,6 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 const GATHER_BYTES: usize = 64 << 10;
 const READ_BYTES: usize = 8 << 10;
+/// What one connection may bring before others have their turn.
+const TURN_BYTES: usize = 64 << 10;
+const TURN_FRAMES: u32 = 1_024;
 
 struct Gathered<T> {
     io: T,
@@ -26,6 +29,8 @@ struct Gathered<T> {
     passing: Vec<u8>,
     /// Read, and part of a frame's head.
     held: Vec<u8>,
+    turn_bytes: usize,
+    turn_frames: u32,
 }
 
 /// Two handles: h2 owns one, the connection's driver drains through the other.
@@ -47,11 +52,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             frames: Frames::default(),
             passing: Vec::new(),
             held: Vec::new(),
+            turn_bytes: 0,
+            turn_frames: 0,
         })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathered<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection has its turn: it may read again.
+    pub fn begin_turn(&self) {
+        let mut inner = self.lock();
+        inner.turn_bytes = 0;
+        inner.turn_frames = 0;
     }
 
     /// Write what was gathered.
@@ -71,10 +85,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gathered<T> {
         }
     }
 
+    fn count(&mut self) {
+        let counted = self.frames.take_counted();
+        self.turn_frames += counted.frames;
+        if counted.idle > 0 {
+            self.conn.note_idle_frames(counted.idle);
+        }
+    }
+
     fn poll_in(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let after = buf.filled().len();
+        self.turn_bytes += after - before;
         self.conn.note_read(after - before);
         let back = self.frames.look(&mut buf.filled_mut()[before..]);
         self.held.extend_from_slice(&buf.filled()[after - back..]);
@@ -89,12 +112,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gathered<T> {
             let mut room = [0; READ_BYTES];
             let mut chunk = ReadBuf::new(&mut room);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut chunk))?;
-            self.conn.note_read(chunk.filled().len());
+            let read = chunk.filled();
+            self.turn_bytes += read.len();
+            self.conn.note_read(read.len());
             self.passing.append(&mut self.held);
-            if chunk.filled().is_empty() {
+            if read.is_empty() {
                 break; // the end
             }
-            self.passing.extend_from_slice(chunk.filled());
+            self.passing.extend_from_slice(read);
             let back = self.frames.look(&mut self.passing);
             self.held = self.passing.split_off(self.passing.len() - back);
         }
@@ -121,11 +146,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gathered<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.lock();
-        if inner.frames.filters() {
-            inner.poll_in_changed(cx, buf)
-        } else {
-            inner.poll_in(cx, buf)
+        if inner.turn_bytes >= TURN_BYTES || inner.turn_frames >= TURN_FRAMES {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
+        let polled =
+            if inner.frames.filters() { inner.poll_in_changed(cx, buf) } else { inner.poll_in(cx, buf) };
+        inner.count();
+        polled
     }
 }
 

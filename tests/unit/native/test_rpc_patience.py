@@ -80,6 +80,7 @@ def test_a_connection_that_takes_nothing_is_cut_with_its_memory() -> None:
 def test_who_does_not_read_is_refused_when_replies_fill_their_room_and_others_are_not() -> None:
     with served(reply_bytes_max=1 << 20) as running, channel_to(running.address) as quiet:
         with raw(running.port, window=0) as client:
+            client.until(lambda: client.settings and client.granted.get(0), "room for more than HTTP/2 begins with")
             for stream in range(1, 7, 2):
                 client.send(open_call(stream), h2.data(stream, h2.message(b"r" * 100_000), end=True))
                 # Of its share, an eighth, the second one takes the rest.
