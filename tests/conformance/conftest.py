@@ -1,4 +1,5 @@
-"""One cluster of processes for all tests of this folder: 3 coordinators, 3 nodes, 2 shards of 2 replicas.
+"""One cluster of processes for all tests of this folder: 3 coordinators, 3 nodes, 2 shards of 2 replicas;
+one for each transport.
 
 At the end no process may have logged an error or a traceback: bad input is the caller's mistake, and never surprises.
 """
@@ -9,14 +10,22 @@ from pathlib import Path
 
 import pytest
 from conformance_support import Doors
+from flotta_runtime.settings import Transport
 from process_cluster import ProcessCluster
 
 SURPRISES = ('"level": "error"', '"level": "critical"', "Traceback")
 
 
+@pytest.fixture(scope="session", params=["native", "grpcio"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    chosen: Transport = request.param
+    return chosen
+
+
 @pytest.fixture(scope="session")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    cluster = ProcessCluster(Path(tmp_path_factory.mktemp("conformance")), shards=2, gateways=1)
+def doors(tmp_path_factory: pytest.TempPathFactory, transport: Transport) -> Iterator[Doors]:
+    folder = Path(tmp_path_factory.mktemp(f"conformance-{transport}"))
+    cluster = ProcessCluster(folder, shards=2, gateways=1, transport=transport)
     cluster.environment["RF"] = "2"  # so that there is a node that is no replica
     found: Doors | None = None
     try:

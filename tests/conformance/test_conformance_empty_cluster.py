@@ -17,6 +17,7 @@ from conformance_support import CLUSTER, COORDINATOR, GATEWAY, Door, Http, names
 from flotta_proto.flotta import cluster_pb2
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb import gateway_pb2
+from flotta_runtime.settings import Transport
 from process_cluster import free_base_port
 
 TOKEN, KEY = "empty-cluster-token", "empty-cluster-key"
@@ -28,6 +29,7 @@ class Empty:
     def __init__(self, base: int) -> None:
         self.coordinator = Door(f"127.0.0.1:{base}", TOKEN)
         self.gateway = Door(f"127.0.0.1:{base + 1}", None)
+        self.gateway_http = Http(base + 10_001)
         self.admin = Http(base + 2, KEY)
 
     def trace(self) -> tuple[Any, ...]:
@@ -53,10 +55,11 @@ class Empty:
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Empty]:
+def empty(tmp_path_factory: pytest.TempPathFactory, transport: Transport) -> Iterator[Empty]:
     folder = Path(tmp_path_factory.mktemp("empty"))
     base = free_base_port(3)
     env = {"PATH": "/usr/bin:/bin", "KVDB_INTERNAL_GRPC_TOKEN": TOKEN, "KVDB_ADMIN_SECURITY_API_KEY": KEY}
+    env["FLOTTA_TRANSPORT"] = transport
     coordinator = f"127.0.0.1:{base}"
     commands = {
         "coordinator": ("--peers", f"coordinator-1={coordinator}", "--listen", coordinator, "--data-dir", folder / "c"),
@@ -84,10 +87,12 @@ def _until_ready(found: Empty) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            if found.admin.call("GET", "/readyz")[0] == 200:
+            # Before it has heard a coordinator, a gateway keeps requests waiting.
+            heard = found.gateway_http.call("GET", "/readyz")[1]["reason"]
+            if found.admin.call("GET", "/readyz")[0] == 200 and "no shards" in heard:
                 return
         except OSError:
-            assert time.monotonic() < deadline, "the admin service does not answer"
+            assert time.monotonic() < deadline, "somebody does not answer"
         assert time.monotonic() < deadline, "the coordinator does not lead"
         time.sleep(0.1)
 
@@ -141,7 +146,7 @@ def test_a_gateway_without_shards_says_so(empty: Empty) -> None:
         status = gateway_pb2.PutResponse.FromString(answer.body).status
         assert status.code == gateway_pb2.Status.UNAVAILABLE, status
         names(status.message, "shard")
-        told = Http(int(empty.gateway.address.rpartition(":")[2]) + 10_000).call("GET", "/readyz")
+        told = empty.gateway_http.call("GET", "/readyz")
         assert told[0] == 503 and told[1]["reason"], told
 
     empty.unchanged_by(put)

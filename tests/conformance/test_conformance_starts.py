@@ -119,7 +119,8 @@ class Site:
         self.cluster = doors.cluster
         self.data = doors.cluster.folder / "data"
         self.tmp_path = tmp_path
-        self.env = environment(KVDB_INTERNAL_GRPC_TOKEN=doors.token)
+        transport = self.cluster.environment["FLOTTA_TRANSPORT"]
+        self.env = environment(KVDB_INTERNAL_GRPC_TOKEN=doors.token, FLOTTA_TRANSPORT=transport)
         addresses = [door.address for door in doors.coordinators]
         self.coordinators = ",".join(addresses)
         self.peers = ",".join(f"coordinator-{n}={address}" for n, address in enumerate(addresses, start=1))
