@@ -18,6 +18,7 @@ from conformance_support import GARBAGE, KV, TOKEN_HEADER, Door, Doors, Http, ch
 from flotta_proto.flotta import cluster_pb2, kv_pb2, raft_pb2, storage_pb2
 from flotta_proto.kvdb import coordinator_pb2, gateway_pb2, kvstore_pb2, replication_pb2
 from flotta_proto.kvdb import raft_pb2 as kvdb_raft_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -119,12 +120,28 @@ def test_reflection_shows_exactly_what_is_served(doors: Doors) -> None:
             assert [one.name for one in found.method] == [one.name for one in SERVICES[service].methods]
 
 
+def test_reflection_knows_methods_by_their_full_name(doors: Doors) -> None:
+    asked = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    for kind, door in ports(doors):
+        for service in SERVED[kind]:
+            for method in SERVICES[service].methods:
+                request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=method.full_name)
+                _, found = door.stream(asked, [request.SerializeToString()])
+                files = reflection_pb2.ServerReflectionResponse.FromString(found[0]).file_descriptor_response
+                names = {FileDescriptorProto.FromString(one).name for one in files.file_descriptor_proto}
+                assert SERVICES[service].file.name in names, method.full_name
+
+
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_answers_nonsense(doors: Doors, version: str) -> None:
     method = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     request = reflection_pb2.ServerReflectionRequest
     for _, door in ports(doors):
-        for asked in (request(file_containing_symbol="no.such.Thing"), request(file_by_filename="no.proto")):
+        for asked in (
+            request(file_containing_symbol="no.such.Thing"),
+            request(file_containing_symbol="kvdb.gateway.KvGateway.NoSuchMethod"),
+            request(file_by_filename="no.proto"),
+        ):
             answer, found = door.stream(method, [asked.SerializeToString()])
             assert answer.code.name == "OK", answer
             assert reflection_pb2.ServerReflectionResponse.FromString(found[0]).error_response.error_code == 5

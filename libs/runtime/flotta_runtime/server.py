@@ -22,6 +22,7 @@ from flotta_runtime.call_metrics import CallMetrics
 from flotta_runtime.grpcio_port import GrpcioPort
 from flotta_runtime.handlers import HandlerWrapper
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.reflected import ReflectedPool
 from flotta_runtime.settings import Transport, join_address, split_address
 from flotta_runtime.tls import Tls, open_channel
 from flotta_runtime.turns import Turns
@@ -164,7 +165,7 @@ class GrpcServer:
 
     @staticmethod
     def _add_reflection(wrapping: _Wrapping, names: tuple[str, ...]) -> None:
-        servicer = reflection.aio.ReflectionServicer(names)
+        servicer = reflection.aio.ReflectionServicer(names, pool=ReflectedPool())
         # v1 and v1alpha have the same messages under other package names.
         handler = grpc.stream_stream_rpc_method_handler(
             servicer.ServerReflectionInfo,
