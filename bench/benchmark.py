@@ -1,6 +1,6 @@
 """Flotta beside etcd and Redis: same machine, same run. Each part can be run alone.
 
-    python bench/benchmark.py                                  what `make bench` runs: the parts core and idle
+    python bench/benchmark.py                                  what `make bench` runs: the parts core, batches and idle
     python bench/benchmark.py --full                           what `make bench-full` runs: all parts
     python bench/benchmark.py --only put --conc 50 --rounds 3  one lever, quickly
     python bench/benchmark.py --parts failover --kills 5
@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import batches
 import core
 import failover
 import idle
@@ -34,6 +35,7 @@ from records import QUICK, RESULTS, Result, load_all, merged_facts, save
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
     "core": core.run,
+    "batches": batches.run,
     "idle": idle.run,
     "shards": sweeps.shards,
     "values": sweeps.values,
@@ -44,7 +46,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
     "failover": failover.run,
     "links": links.run,
 }
-BENCH = ("core", "idle")
+BENCH = ("core", "batches", "idle")
 
 
 def parser() -> argparse.ArgumentParser:

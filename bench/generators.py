@@ -2,8 +2,8 @@
 redis-benchmark for Redis.
 
 ghz runs by count (`-n`): by time (`-z`) it reports calls it cut off itself as errors. h2load sends one fixed body and
-counts HTTP 200 whatever the gRPC status says, so eight of them run at once, on a key each, and what they claim is
-checked against the servers' own counts by whoever calls this.
+counts HTTP 200 whatever the gRPC status says, so eight of them run at once, on a key or a batch each, and what they
+claim is checked against the servers' own counts by whoever calls this.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,33 @@ RUN_TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one operation looks in one system's protocol. Keys and values are field numbers of its request message."""
+    """How one operation looks in one system's protocol. Without `proto` it is learnt from the server."""
 
-    proto: Path
+    proto: Path | None
     method: str
     json_body: Callable[[str, str], dict[str, Any]]
     fields: Callable[[bytes, bytes], bytes]
+    item: tuple[str, int] | None = (
+        None  # what the operation is called in an item of a batch; None: there are no batches
+    )
 
     @property
     def path(self) -> str:
         service, _, name = self.method.rpartition(".")
         return f"/{service}/{name}"
+
+    def json_request(self, keys: Sequence[bytes], value: bytes) -> dict[str, Any]:
+        """The request for one key or, in a batch, several, in ghz's JSON."""
+        encoded = base64.b64encode(value).decode()
+        bodies = [self.json_body(base64.b64encode(key).decode(), encoded) for key in keys]
+        return bodies[0] if self.item is None else {"items": [{self.item[0]: body} for body in bodies]}
+
+    def request(self, keys: Sequence[bytes], value: bytes) -> bytes:
+        """The same in protobuf's own encoding."""
+        bodies = [self.fields(key, value) for key in keys]
+        if self.item is None:
+            return bodies[0]
+        return b"".join(_field(1, _field(self.item[1], body)) for body in bodies)
 
 
 def _field(number: int, data: bytes) -> bytes:
@@ -82,6 +98,14 @@ DIALECTS = {
 }
 
 
+def dialect_of(system: str, operation: str, batch: int) -> Dialect:
+    found = DIALECTS[system, operation]
+    if batch == 1:
+        return found
+    number = {"get": 1, "put": 2}[operation]
+    return replace(found, proto=None, method="flotta.kv.v1.Kv.Batch", item=(operation, number))
+
+
 @dataclass(frozen=True)
 class Work:
     """What a run sends: the keys in their order, one value for all, how many calls, over how much concurrency."""
@@ -93,6 +117,12 @@ class Work:
     concurrency: int
     connections: int
     rate: int = 0  # calls per second to start, whatever the answers do; 0: as fast as they come
+    batch: int = 1  # keys of one call
+
+    def groups(self) -> list[Sequence[bytes]]:
+        """The keys of each call, in the order in which they are used, round and round."""
+        whole = len(self.keys) - len(self.keys) % self.batch
+        return [self.keys[start : start + self.batch] for start in range(0, whole, self.batch)]
 
 
 def shuffled_keys(count: int, seed: int) -> list[bytes]:
@@ -110,13 +140,13 @@ def ghz_path() -> str:
 
 
 def ghz(target: Target, work: Work, folder: Path) -> Load:
-    dialect = DIALECTS[target.name, work.operation]
-    value = base64.b64encode(work.value).decode()
-    bodies = [dialect.json_body(base64.b64encode(key).decode(), value) for key in work.keys]
+    dialect = dialect_of(target.name, work.operation, work.batch)
+    bodies = [dialect.json_request(keys, work.value) for keys in work.groups()]
     data = folder / "ghz-data.json"
     data.write_text(json.dumps(bodies))
     command = [
-        *(ghz_path(), "--insecure", "--proto", str(dialect.proto), "--call", dialect.method, "-D", str(data)),
+        *(ghz_path(), "--insecure", "--call", dialect.method, "-D", str(data)),
+        *(("--proto", str(dialect.proto)) if dialect.proto else ()),
         *("-n", str(work.calls), "-c", str(work.concurrency), "--connections", str(work.connections)),
         *("--disable-template-data", "--disable-template-functions", "--timeout", "10s", "-O", "json"),
         *(("--rps", str(work.rate), "--async") if work.rate else ()),
@@ -133,12 +163,12 @@ def parse_ghz(text: str) -> Load:
 
 
 def h2load(target: Target, work: Work, folder: Path) -> Load:
-    """One process a connection, on a key each; the durations of all together."""
-    dialect = DIALECTS[target.name, work.operation]
+    """One process a connection, on a key or a batch each; the durations of all together."""
+    dialect, groups = dialect_of(target.name, work.operation, work.batch), work.groups()
     share, streams = work.calls // work.connections, max(1, work.concurrency // work.connections)
     commands = []
     for number in range(work.connections):
-        message = dialect.fields(work.keys[number % len(work.keys)], work.value)
+        message = dialect.request(groups[number % len(groups)], work.value)
         body, log = folder / f"h2load-{number}.bin", folder / f"h2load-{number}.log"
         body.write_bytes(b"\0" + struct.pack(">I", len(message)) + message)
         log.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from generators import Work, ghz, shuffled_keys
+from generators import GENERATORS, Work, shuffled_keys
 from machine import cpu_s
 from records import Table
 from systems import Flotta, flotta
@@ -36,15 +36,17 @@ VALUE_BYTES = 256
 
 
 @contextmanager
-def under_load(target: Flotta, operation: str, clients: int, folder: Path) -> Iterator[None]:
-    """ghz runs again and again as long as the inside lasts."""
+def under_load(target: Flotta, operation: str, clients: int, batch: int, folder: Path) -> Iterator[None]:
+    """ghz, or h2load with batches, runs again and again as long as the inside lasts."""
+    generate = GENERATORS["ghz" if batch == 1 else "h2load"]
     stop = threading.Event()
 
     def run() -> None:
-        calls = 2_000
+        calls = max(40, 2_000 // batch)
         while not stop.is_set():
-            work = Work(operation, shuffled_keys(KEYS, 7), secrets.token_bytes(VALUE_BYTES), calls, clients, 8)
-            calls = max(2_000, int(ghz(target, work, folder).rate * 3))
+            value = secrets.token_bytes(VALUE_BYTES)
+            work = Work(operation, shuffled_keys(KEYS, 7), value, calls, clients, 8, batch=batch)
+            calls = max(calls, int(generate(target, work, folder).rate * 3))
 
     thread = threading.Thread(target=run, name="load")
     thread.start()
@@ -146,13 +148,14 @@ def _function(frame: str) -> str:
 def profile(target: Flotta, given: argparse.Namespace, folder: Path) -> list[Table]:
     pids = {name: target.pids[name] for name in given.processes.split(",")}
     tables = []
-    with under_load(target, given.operation, given.conc, folder):
+    with under_load(target, given.operation, given.conc, given.batch, folder):
         before = {name: cpu_s(pid) for name, pid in pids.items()}
         recordings = perf(pids, given.seconds, folder)
         cores = {name: (cpu_s(pid) - before[name]) / given.seconds for name, pid in pids.items()}
         stacks = {name: py_spy(pid, given.seconds, folder / f"{name}.txt") for name, pid in pids.items()}
     for name, recording in recordings.items():
-        load = f"{given.operation} c={given.conc}, {cores[name]:.2f} cores"
+        keys = f" x{given.batch}" if given.batch > 1 else ""
+        load = f"{given.operation}{keys} c={given.conc}, {cores[name]:.2f} cores"
         by_place = perf_rows(recording, "comm,dso", given.rows)
         by_symbol = perf_rows(recording, "dso,symbol", given.rows)
         tables.append(Table(f"{name}: threads and libraries ({load})", ["share", "thread", "library"], by_place))
@@ -166,6 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operation", choices=("put", "get"), default="put")
     parser.add_argument("--conc", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=1, help="keys of one request; h2load sends batches")
     parser.add_argument("--processes", default="gateway,node-1")
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--rows", type=int, default=15)

@@ -38,6 +38,7 @@ class Cell:
     value_bytes: int = 256
     keys: int = 10_000
     rate: int = 0  # calls begun per second, whatever the answers do; 0: a closed loop
+    batch: int = 1  # keys of one call; rates and CPU are a key's then, latencies the call's
 
     @property
     def name(self) -> str:
@@ -45,7 +46,8 @@ class Cell:
             return f"{self.operation} {self.rate}/s"
         size = f" {self.value_bytes} B" if self.value_bytes != 256 else ""
         tool = f" {self.tool}" if self.tool != "ghz" else ""
-        return f"{self.operation}{size} c={self.concurrency} conn={self.connections}{tool}"
+        batch = f" x{self.batch}" if self.batch > 1 else ""
+        return f"{self.operation}{batch}{size} c={self.concurrency} conn={self.connections}{tool}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Bench:
 
     def _generate(self, target: Target, cell: Cell, calls: int, value: bytes) -> Load:
         names = shuffled_keys(cell.keys, seed=7)
-        work = Work(cell.operation, names, value, calls, cell.concurrency, cell.connections, cell.rate)
+        work = Work(cell.operation, names, value, calls, cell.concurrency, cell.connections, cell.rate, cell.batch)
         return GENERATORS[cell.tool](target, work, self._folder)
 
     def _calls(self, label: str, target: Target, cell: Cell, value: bytes) -> int:
@@ -107,10 +109,11 @@ class Bench:
         if cell.rate:
             return int(cell.rate * self._plan.seconds)
         if (label, cell) not in self._rates:
-            probe = self._generate(target, cell, PROBE_CALLS_PER_CLIENT * max(cell.concurrency, 20), value)
+            calls = max(2 * cell.concurrency, PROBE_CALLS_PER_CLIENT * max(cell.concurrency, 20) // cell.batch)
+            probe = self._generate(target, cell, calls - calls % cell.connections, value)
             self._rates[label, cell] = probe.rate
         wanted = int(self._rates[label, cell] * self._plan.seconds)
-        limit = BYTES_PER_CELL_MAX // cell.value_bytes
+        limit = BYTES_PER_CELL_MAX // (cell.value_bytes * cell.batch)
         calls = max(min(wanted, limit), 2 * cell.concurrency)
         return calls - calls % cell.connections
 
@@ -124,9 +127,10 @@ class Bench:
         used = {name: seconds - cpu[name] for name, seconds in target.cpu_s().items()}
         load_s = children_cpu_s() - own
         answered_ok = target.answered(cell.operation) - answered
-        errors = calls - min(load.succeeded, answered_ok)
-        if errors > calls // 2 and not cell.rate:
-            raise SystemExit(f"error: {errors} of {calls} calls failed: {label}, {cell.name}")
+        operations = calls * cell.batch
+        errors = operations - min(load.succeeded * cell.batch, answered_ok)
+        if errors > operations // 2 and not cell.rate:
+            raise SystemExit(f"error: {errors} of {operations} calls failed: {label}, {cell.name}")
         self._rates[label, cell] = load.rate
         if cell.operation == "put" and cell.tool != "redis-benchmark":
             self._read_back(target, cell, calls, value)
@@ -134,21 +138,21 @@ class Bench:
             system=label,
             cell=cell.name,
             round=number,
-            calls=calls,
+            calls=operations,
             errors=errors,
-            rate=load.rate,
+            rate=load.rate * cell.batch,
             p50_ms=load.p50_ms,
             p99_ms=load.p99_ms,
             p999_ms=load.p999_ms,
-            cpu_us={name: seconds * 1e6 / calls for name, seconds in used.items()},
-            load_cpu_us=load_s * 1e6 / calls,
+            cpu_us={name: seconds * 1e6 / operations for name, seconds in used.items()},
+            load_cpu_us=load_s * 1e6 / operations,
             foreign_cores=max(0.0, busy_after - busy - sum(used.values()) - load_s) / elapsed,
             stolen_cores=(stolen_after - stolen) / elapsed,
         )
 
     def _read_back(self, target: Target, cell: Cell, calls: int, value: bytes) -> None:
         """A sample of the keys that were put must hold this run's value."""
-        count = cell.connections if cell.tool == "h2load" else min(calls, cell.keys)
+        count = min(cell.batch * (cell.connections if cell.tool == "h2load" else calls), cell.keys)
         written = shuffled_keys(cell.keys, seed=7)[:count]
         wanted = random.Random(calls).sample(written, min(READ_BACK_KEYS, len(written)))
         wrong = [key for key, found in zip(wanted, target.read(wanted), strict=True) if found != value]

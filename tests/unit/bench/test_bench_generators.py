@@ -1,10 +1,13 @@
 """What the benchmark reads out of the reports of its load generators, and the request bodies it makes itself."""
 
 import json
+from typing import Any
 
 import pytest
+from flotta_proto.flotta import kv_pb2
 from flotta_proto.kvdb import gateway_pb2
-from generators import DIALECTS, parse_ghz, parse_h2load, parse_redis, shuffled_keys
+from generators import DIALECTS, Work, dialect_of, parse_ghz, parse_h2load, parse_redis, shuffled_keys
+from google.protobuf import json_format
 
 
 def ghz_report(rows: list[tuple[float, str]], total_ns: int) -> str:
@@ -55,6 +58,21 @@ def test_our_own_encoding_is_what_a_gateway_parses(size: int):
     get = gateway_pb2.GetRequest.FromString(DIALECTS["flotta", "get"].fields(key, value))
     assert (get.key, get.options.consistency) == (key, gateway_pb2.STRONG)
     assert DIALECTS["flotta", "put"].path == "/kvdb.gateway.KvGateway/Put"
+
+
+@pytest.mark.parametrize("operation", ["put", "get"])
+def test_batches_hold_every_key_once_and_are_what_a_gateway_parses(operation: str):
+    keys = shuffled_keys(1_000, seed=7)
+    groups = Work(operation, keys, b"value", calls=1, concurrency=1, connections=1, batch=100).groups()
+    assert [len(group) for group in groups] == [100] * 10
+    assert [key for group in groups for key in group] == keys
+    dialect = dialect_of("flotta", operation, 100)
+    assert dialect.path == "/flotta.kv.v1.Kv/Batch"
+    parsed = kv_pb2.BatchRequest.FromString(dialect.request(groups[3], b"value"))
+    assert [getattr(item, operation).key for item in parsed.items] == list(groups[3])
+    written: dict[str, Any] = dialect.json_request(groups[3], b"value")
+    assert json_format.ParseDict(written, kv_pb2.BatchRequest()) == parsed
+    assert len(Work(operation, keys[:250], b"v", 1, 1, 1, batch=100).groups()) == 2
 
 
 def test_keys_are_all_there_in_an_order_that_repeats():
