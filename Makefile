@@ -103,7 +103,7 @@ bench: build ## Put/Get beside etcd and Redis in alternating rounds of one run, 
 	scripts/setup_bench.sh
 	$(PYTHON) bench/benchmark.py
 
-bench-full: build ## all parts: also shards, values, nodes, saturation, start-up, fail-over (an hour; PARTS=a,b: only these)
+bench-full: build ## all parts: also batches, shards, values, nodes, saturation, start-up, fail-over (an hour; PARTS=a,b: only these)
 	scripts/setup_bench.sh
 	$(PYTHON) bench/benchmark.py $(if $(PARTS),--parts $(PARTS),--full)
 

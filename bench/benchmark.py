@@ -1,6 +1,6 @@
 """Flotta beside etcd and Redis: same machine, same run. Each part can be run alone.
 
-    python bench/benchmark.py                                  what `make bench` runs: the parts core, batches and idle
+    python bench/benchmark.py                                  what `make bench` runs: the parts core and idle
     python bench/benchmark.py --full                           what `make bench-full` runs: all parts
     python bench/benchmark.py --only put --conc 50 --rounds 3  one lever, quickly
     python bench/benchmark.py --parts failover --kills 5
@@ -46,7 +46,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
     "failover": failover.run,
     "links": links.run,
 }
-BENCH = ("core", "batches", "idle")
+BENCH = ("core", "idle")
 
 
 def parser() -> argparse.ArgumentParser:

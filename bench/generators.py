@@ -30,6 +30,17 @@ RUN_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
+class BatchDialect:
+    """The request that has many operations: the field of its items, and of the operation in an item."""
+
+    method: str
+    items: str
+    items_number: int
+    operation: str
+    operation_number: int
+
+
+@dataclass(frozen=True)
 class Dialect:
     """How one operation looks in one system's protocol. Without `proto` it is learnt from the server."""
 
@@ -37,9 +48,7 @@ class Dialect:
     method: str
     json_body: Callable[[str, str], dict[str, Any]]
     fields: Callable[[bytes, bytes], bytes]
-    item: tuple[str, int] | None = (
-        None  # what the operation is called in an item of a batch; None: there are no batches
-    )
+    batch: BatchDialect | None = None
 
     @property
     def path(self) -> str:
@@ -50,14 +59,16 @@ class Dialect:
         """The request for one key or, in a batch, several, in ghz's JSON."""
         encoded = base64.b64encode(value).decode()
         bodies = [self.json_body(base64.b64encode(key).decode(), encoded) for key in keys]
-        return bodies[0] if self.item is None else {"items": [{self.item[0]: body} for body in bodies]}
+        batch = self.batch
+        return bodies[0] if batch is None else {batch.items: [{batch.operation: body} for body in bodies]}
 
     def request(self, keys: Sequence[bytes], value: bytes) -> bytes:
         """The same in protobuf's own encoding."""
         bodies = [self.fields(key, value) for key in keys]
-        if self.item is None:
+        batch = self.batch
+        if batch is None:
             return bodies[0]
-        return b"".join(_field(1, _field(self.item[1], body)) for body in bodies)
+        return b"".join(_field(batch.items_number, _field(batch.operation_number, body)) for body in bodies)
 
 
 def _field(number: int, data: bytes) -> bytes:
@@ -97,13 +108,19 @@ DIALECTS = {
     ),
 }
 
+BATCHES = {
+    ("flotta", "get"): BatchDialect("flotta.kv.v1.Kv.Batch", "items", 1, "get", 1),
+    ("flotta", "put"): BatchDialect("flotta.kv.v1.Kv.Batch", "items", 1, "put", 2),
+    ("etcd", "put"): BatchDialect("etcdserverpb.KV.Txn", "success", 2, "request_put", 2),
+}
+
 
 def dialect_of(system: str, operation: str, batch: int) -> Dialect:
     found = DIALECTS[system, operation]
     if batch == 1:
         return found
-    number = {"get": 1, "put": 2}[operation]
-    return replace(found, proto=None, method="flotta.kv.v1.Kv.Batch", item=(operation, number))
+    many = BATCHES[system, operation]
+    return replace(found, proto=None, method=many.method, batch=many)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ def test_batches_hold_every_key_once_and_are_what_a_gateway_parses(operation: st
     assert [getattr(item, operation).key for item in parsed.items] == list(groups[3])
     written: dict[str, Any] = dialect.json_request(groups[3], b"value")
     assert json_format.ParseDict(written, kv_pb2.BatchRequest()) == parsed
+    with pytest.raises(KeyError):
+        dialect_of("redis", operation, 100)
     assert len(Work(operation, keys[:250], b"v", 1, 1, 1, batch=100).groups()) == 2
 
 
