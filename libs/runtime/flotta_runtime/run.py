@@ -25,6 +25,8 @@ from flotta_runtime.settings import Settings, parse_args
 EXIT_OK = 0
 EXIT_START = 1
 EXIT_STOP_TIMEOUT = 75
+# New containers before a collection looks at them. Under load thousands of requests are open, and all of them live.
+GC_YOUNG_MAX = 25_000
 
 
 class Service(Protocol):
@@ -80,6 +82,7 @@ async def _run(settings: S, start: Callable[[S], Awaitable[Service]]) -> int:
         waiting.cancel()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_YOUNG_MAX, *gc.get_threshold()[1:])
     log.info("started", pid=os.getpid())
     return await _serve(settings, service, asked)
 

@@ -91,10 +91,12 @@ class Dispatcher:
         self._observer.batch(len(calls))
         now_ms = self._clock.monotonic_ms()
         batches: _Batches = {}
-        routes = self._maps.current.routes_of([call.key for call in calls])
+        current = self._maps.current
+        no_shards = self._maps.answered and not current.initialised
+        routes = current.routes_of([call.key for call in calls])
         for call, route in zip(calls, routes, strict=True):
             try:
-                self._admit(call)
+                self._admit(call, no_shards)
             except FlottaError as error:
                 self._finish(call, replies.failure_response(call.kind, replies.refusal(error)), int(error.kv_code))
                 continue
@@ -159,14 +161,14 @@ class Dispatcher:
 
     # From here on: one call's way
 
-    def _admit(self, call: Call) -> None:
+    def _admit(self, call: Call, no_shards: bool) -> None:
         """Raise for a call that cannot be taken; count it otherwise."""
         operation = operation_of(call.request, self._limits)
         size = len(call.key) + len(operation.value)
         options = self._options
         if len(self._wheel) >= options.calls_max or (self._bytes and self._bytes + size > options.bytes_max):
             raise RateLimited("too many requests are open on this gateway", retry_after_ms=OVERLOAD_RETRY_AFTER_MS)
-        if self._maps.answered and not self._maps.current.initialised:
+        if no_shards:
             raise Unavailable(NO_SHARDS)
         if call.kind == GET:
             call.any_replica = routing.any_replica_may_serve(operation)

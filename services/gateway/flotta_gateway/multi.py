@@ -29,7 +29,7 @@ from flotta_runtime.server import MESSAGE_BYTES_MAX
 from flotta_gateway.call import Call
 from flotta_gateway.core.replies import MESSAGE, failure_response, refusal
 from flotta_gateway.core.retry import Failure
-from flotta_gateway.core.wire import field_head
+from flotta_gateway.core.wire import nested_head
 from flotta_gateway.dispatcher import Dispatcher
 
 # The fields of BatchItem and of BatchResult have the numbers of the kinds.
@@ -111,8 +111,7 @@ class Multi:
                 response = _NO_ROOM
             else:
                 self._room -= more
-        inner = field_head(kind, len(response))
-        self._parts[2 * position] = field_head(1, len(inner) + len(response)) + inner
+        self._parts[2 * position] = nested_head(1, kind, len(response))
         self._parts[2 * position + 1] = response
         self._left -= 1
         if not self._left:
