@@ -14,7 +14,15 @@ RETRY = ReadRetry(first_ms=40, longest_ms=200, after_drop_ms=15)
 GROUPS = 3
 
 
-class Always(Barriers):
+class Lazy(Barriers):
+    """In which order groups have their turn is nobody's promise; here it is the same."""
+
+    def requests(self, now_ms: int) -> list[tuple[int, int]]:
+        self._asking = dict(sorted(self._asking.items()))
+        return super().requests(now_ms)
+
+
+class Always(Lazy):
     """Forgets when something is due."""
 
     def expire(self, now_ms: int) -> None:
@@ -64,6 +72,10 @@ class World:
         self.flights += self.barriers.requests(self.now_ms)
 
 
+def _moment(told: tuple[int, int, ReadOutcome]) -> tuple[int, int]:
+    return told[:2]
+
+
 @given(
     st.lists(
         st.tuples(
@@ -75,11 +87,12 @@ class World:
     )
 )
 def test_nothing_that_is_due_is_overlooked(steps: list[tuple[str, int, int]]) -> None:
-    lazy, busy = World(Barriers), World(Always)
+    lazy, busy = World(Lazy), World(Always)
     for step in (*steps, *(("pass", 0, 50) for _ in range(4))):
         lazy.step(*step)
         busy.step(*step)
-        assert (lazy.told, lazy.flights) == (busy.told, busy.flights)
+        assert lazy.flights == busy.flights
+        assert sorted(lazy.told, key=_moment) == sorted(busy.told, key=_moment)
         assert lazy.barriers.waiting == busy.barriers.waiting
     assert lazy.barriers.waiting == 0
     assert sorted(number for _, number, _ in lazy.told) == list(range(1, lazy.added + 1))
