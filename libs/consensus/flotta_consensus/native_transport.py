@@ -17,6 +17,7 @@ from typing import Any
 import flotta_native
 from flotta_runtime.links import Links, metadata_of
 
+from flotta_consensus.core.clock_bounds import PeerClocks
 from flotta_consensus.frame_link import PURPOSE, FrameLink
 from flotta_consensus.grpc_transport import NOT_READY, STOPPING, WRONG_TOKEN, GrpcTransport, system_monotonic_ms
 from flotta_consensus.identity import DataDirectory, IdentityError
@@ -48,6 +49,7 @@ class NativeTransport(GrpcTransport):
         self._ways = (self._new_link, *self._ways)
         self._tasks: asyncio.TaskGroup | None = None
         self._heard: dict[int, int] = {}
+        self.peer_clocks = _HubClocks(self._take_clocks)
         links.serve(PURPOSE, self._hello)
 
     def attach_host(self, host: flotta_native.RaftHost) -> None:
@@ -116,14 +118,32 @@ class NativeTransport(GrpcTransport):
             self._links_in[link] = owner
 
     async def _hear_clocks(self) -> None:
-        """What the peers' clocks said with their frames, on the monotonic clock of this process."""
         while True:
             await asyncio.sleep(_CLOCKS_SECONDS)
-            apart_ms = self._monotonic_ms() - system_monotonic_ms()
-            for node_num, wall_ms, heard_ms in self._hub_links.hub.peer_clocks():
-                if self._heard.get(node_num) != heard_ms:
-                    self._heard[node_num] = heard_ms
-                    self.peer_clocks.heard(node_num, wall_ms, heard_ms + apart_ms)
+            self._take_clocks()
+
+    def _take_clocks(self) -> None:
+        """What the peers' clocks said with their frames, on the monotonic clock of this process."""
+        apart_ms = self._monotonic_ms() - system_monotonic_ms()
+        for node_num, wall_ms, heard_ms in self._hub_links.hub.peer_clocks():
+            if self._heard.get(node_num) != heard_ms:
+                self._heard[node_num] = heard_ms
+                self.peer_clocks.heard(node_num, wall_ms, heard_ms + apart_ms)
+
+
+class _HubClocks(PeerClocks):
+    """While nobody is known here the hub is asked at once: a leader has heard voters before it stamps anything, and its
+    first stamps are to be held to their clocks already."""
+
+    def __init__(self, take: Callable[[], None]) -> None:
+        super().__init__()
+        self._take = take
+
+    def walls_ms(self, monotonic_ms: int) -> list[int]:
+        if not (found := super().walls_ms(monotonic_ms)):
+            self._take()
+            found = super().walls_ms(monotonic_ms)
+        return found
 
 
 class _Incoming:

@@ -222,8 +222,10 @@ async def test_the_clocks_of_peers_are_heard_on_our_own_monotonic_clock(tmp_path
     setup = Setup(tmp_path)
     now_ms = setup.transport._monotonic_ms()
     setup.hub.clocks = [(2, 5_000_000, now_ms)]
-    await wait_until(lambda: bool(setup.transport.peer_clocks.walls_ms(now_ms)))
+    # At once: the first stamp of a leader is held to the clocks of those who elected it.
     assert setup.transport.peer_clocks.walls_ms(now_ms + 70) == [5_000_070]
+    setup.hub.clocks = [(2, 5_001_000, now_ms + 100)]
+    await wait_until(lambda: setup.transport.peer_clocks.walls_ms(now_ms + 100) == [5_001_000])
     for task in setup.tasks:
         task.cancel()
     await asyncio.gather(*setup.tasks, return_exceptions=True)
