@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from flotta_runtime.hashing import shard_index
+from flotta_runtime.settings import Transport
 from load import Load, acks_grow, under_load
 from process_cluster import Client, ProcessCluster, replicas_equal, running, until
 
 SHARDS = 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+BOTH = pytest.mark.parametrize("transport", ["native", "grpcio"])
 
 
 def keys_of(load: Load, shard_id: str) -> list[bytes]:
@@ -59,8 +61,9 @@ async def kill_follower_twice(cluster: ProcessCluster, load: Load, not_this: str
     print(f"killed {victim} while it caught up")
 
 
-async def test_acknowledged_writes_survive_a_hard_day(tmp_path: Path) -> None:
-    async with running(tmp_path, shards=SHARDS) as cluster:
+@BOTH
+async def test_acknowledged_writes_survive_a_hard_day(tmp_path: Path, transport: Transport) -> None:
+    async with running(tmp_path, shards=SHARDS, transport=transport) as cluster:
         load = Load([cluster.gateway_address(1), cluster.gateway_address(2)], [b"key %d" % n for n in range(16)])
         versions = [await cluster.map_version()]
         async with under_load(load):

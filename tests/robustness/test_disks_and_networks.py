@@ -25,11 +25,13 @@ from faults import WallClock, cut, fill, frames, last_segment, overwrite, resize
 from flotta_proto.kvdb import kvstore_pb2, kvstore_pb2_grpc
 from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.hashing import shard_index
+from flotta_runtime.settings import Transport
 from load import Load, acks_grow, under_load
 from process_cluster import Client, ProcessCluster, replicas_equal, running, start_is_refused, until
 
 SHARDS = 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+BOTH = pytest.mark.parametrize("transport", ["native", "grpcio"])
 
 
 def new_load(cluster: ProcessCluster, keys: int = 12, value_bytes: int = 0) -> Load:
@@ -151,9 +153,12 @@ async def leader_of(cluster: ProcessCluster, key: bytes) -> str:
     return str(shards[f"shard-{shard_index(key, SHARDS)}"]["leader"])
 
 
-async def test_a_leader_cut_from_its_cluster_acknowledges_nothing_and_serves_nothing_stale(tmp_path: Path) -> None:
+@BOTH
+async def test_a_leader_cut_from_its_cluster_acknowledges_nothing_and_serves_nothing_stale(
+    tmp_path: Path, transport: Transport
+) -> None:
     key = b"cut"
-    async with running(tmp_path, shards=SHARDS, gateways=1, separable=True) as cluster:
+    async with running(tmp_path, shards=SHARDS, gateways=1, separable=True, transport=transport) as cluster:
         load, gateway = new_load(cluster), Client(cluster.gateway_address())
         assert (await gateway.put(key, b"old")).status.code == Status.OK
         victim = await leader_of(cluster, key)
@@ -195,9 +200,10 @@ async def test_a_leader_cut_from_its_cluster_acknowledges_nothing_and_serves_not
         await gateway.close()
 
 
-async def test_a_leader_that_can_send_but_not_hear_gives_way(tmp_path: Path) -> None:
+@BOTH
+async def test_a_leader_that_can_send_but_not_hear_gives_way(tmp_path: Path, transport: Transport) -> None:
     """One way only: connections to it are dead, its own to the others are not, so its heartbeats still arrive."""
-    async with running(tmp_path, shards=SHARDS, gateways=1, separable=True) as cluster:
+    async with running(tmp_path, shards=SHARDS, gateways=1, separable=True, transport=transport) as cluster:
         load = new_load(cluster)
         async with under_load(load):
             await acks_grow(load, load.keys)
@@ -273,8 +279,9 @@ def memory_megabytes(cluster: ProcessCluster) -> dict[str, tuple[int, int]]:
     return found
 
 
-async def test_a_flood_leaves_a_quiet_client_alone_and_memory_bounded(tmp_path: Path) -> None:
-    async with running(tmp_path, shards=SHARDS, gateways=1) as cluster:
+@BOTH
+async def test_a_flood_leaves_a_quiet_client_alone_and_memory_bounded(tmp_path: Path, transport: Transport) -> None:
+    async with running(tmp_path, shards=SHARDS, gateways=1, transport=transport) as cluster:
         flood, quiet = Flood(cluster.gateway_address()), Client(cluster.gateway_address())
         flooding, calls, slowest = asyncio.create_task(flood.run()), 0, 0.0
         try:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 from flotta_runtime.hashing import shard_index
+from flotta_runtime.settings import Transport
 from load import Load, under_load
 from process_cluster import Client, ProcessCluster, running, until
 
 SHARDS = 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+BOTH = pytest.mark.parametrize("transport", ["native", "grpcio"])
 
 
 def sh(*command: str) -> str:
@@ -99,8 +101,9 @@ async def _unmounted(mount: Path) -> bool:
     return done.returncode == 0
 
 
-async def test_a_paused_leader_serves_nothing_stale(tmp_path: Path) -> None:
-    async with running(tmp_path, shards=SHARDS, gateways=2) as cluster:
+@BOTH
+async def test_a_paused_leader_serves_nothing_stale(tmp_path: Path, transport: Transport) -> None:
+    async with running(tmp_path, shards=SHARDS, gateways=2, transport=transport) as cluster:
         first, second = Client(cluster.gateway_address(1)), Client(cluster.gateway_address(2))
         key = b"paused"
         assert (await first.put(key, b"old")).status.code == 1

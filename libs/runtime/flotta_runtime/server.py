@@ -222,7 +222,7 @@ def build_server(
     *,
     listen: str,
     token: str,
-    transport: Transport = "grpcio",
+    transport: Transport = "native",
     metrics: Metrics | None = None,
     tls: Tls | None = None,
     message_bytes_max: int = MESSAGE_BYTES_MAX,

@@ -291,7 +291,7 @@ class GrpcSettings(TokenSettings):
 
     listen: ListenAddress = Field(default="0.0.0.0:0", description="host:port the gRPC server binds; port 0 picks one.")
     transport: Transport = Field(
-        default="grpcio",
+        default="native",
         description="What serves the gRPC port: `native`, or `grpcio`, the reference that is slower.",
         json_schema_extra=env("FLOTTA_TRANSPORT"),
     )

@@ -23,7 +23,7 @@ class DevSettings(TlsSettings):
     )
     shards: int = Field(default=8, ge=1, le=1024, description="Shards of a new data directory; later starts keep them.")
     transport: Transport = Field(
-        default="grpcio",
+        default="native",
         description="What serves the gRPC ports: `native`, or `grpcio`, the reference that is slower.",
         json_schema_extra=env("FLOTTA_TRANSPORT"),
     )

@@ -8,16 +8,22 @@ from coordinator_harness import Coordinators
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Coordinators]:
-    cluster = Coordinators(tmp_path, 1)
+def transport() -> str:
+    """What the coordinators speak. Modules whose tests depend on it run with both."""
+    return "native"
+
+
+@pytest.fixture
+async def one(tmp_path: Path, transport: str) -> AsyncIterator[Coordinators]:
+    cluster = Coordinators(tmp_path, 1, transport=transport)
     await cluster.start()
     yield cluster
     await cluster.close()
 
 
 @pytest.fixture
-async def three(tmp_path: Path) -> AsyncIterator[Coordinators]:
-    cluster = Coordinators(tmp_path, 3)
+async def three(tmp_path: Path, transport: str) -> AsyncIterator[Coordinators]:
+    cluster = Coordinators(tmp_path, 3, transport=transport)
     await cluster.start()
     yield cluster
     await cluster.close()

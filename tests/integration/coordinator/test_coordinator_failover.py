@@ -17,6 +17,8 @@ from flotta_runtime.errors import StartupError
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+pytestmark = pytest.mark.parametrize("transport", ["native", "grpcio"])
+
 
 async def test_bootstrap_through_any_member(three: Coordinators) -> None:
     c1, c2, c3 = (three.client(name) for name in ("c1", "c2", "c3"))

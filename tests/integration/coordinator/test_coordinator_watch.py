@@ -11,6 +11,8 @@ import pytest
 from coordinator_harness import Coordinators, eventually, join_nodes
 from flotta_proto.kvdb import coordinator_pb2 as pb
 
+pytestmark = pytest.mark.parametrize("transport", ["native", "grpcio"])
+
 
 async def test_kvdbs_clients_get_ids_and_ours_get_records(one: Coordinators) -> None:
     client = one.client("c1")
@@ -76,8 +78,8 @@ async def test_a_watcher_resumes_or_resyncs(one: Coordinators) -> None:
 
 
 @pytest.fixture
-async def quick(tmp_path: Path) -> AsyncIterator[Coordinators]:
-    cluster = Coordinators(tmp_path, 1, watch_heartbeat_ms=50, watchers_max=2)
+async def quick(tmp_path: Path, transport: str) -> AsyncIterator[Coordinators]:
+    cluster = Coordinators(tmp_path, 1, watch_heartbeat_ms=50, watchers_max=2, transport=transport)
     await cluster.start()
     yield cluster
     await cluster.close()
