@@ -28,6 +28,9 @@ def documented_commands(page: Path) -> list[tuple[str, list[str]]]:
         for line in block.splitlines():
             if line.startswith("$ "):
                 found.append((line[2:], []))
+            elif found and found[-1][0].endswith("\\"):
+                command, expected = found[-1]
+                found[-1] = (command[:-1] + line.lstrip(), expected)
             elif found and line.strip():
                 found[-1][1].append(line.rstrip())
     return found
