@@ -88,7 +88,7 @@ BAD_SHARDS = [
 ]  # fmt: skip
 BAD_READS = [
     *((path, None, MISSING, ("nothing at", path))
-      for path in ("/nope", "/admin", "/admin/nodes/", "//admin/nodes", "/admin/ops")),
+      for path in ("/nope", "/admin", "/admin/nodes/", "//admin/nodes", "/admin/ops/")),
     *((f"/admin/{kind}s/{bad}", None, MISSING, (kind.capitalize(), "not found"))
       for kind in ("node", "shard") for bad in ("nope", "%ff", "%2e%2e", "a%20b", LONG)),
     ("/admin/nodes/nope/health", None, MISSING, ("nope",)),
@@ -96,13 +96,47 @@ BAD_READS = [
     *((f"/admin/decisions?after={bad}", None, INVALID, ("after",)) for bad in ("-1", "x", "9" * 20)),
     (f"/admin/decisions?subject={LONG}", None, INVALID, ("subject", "128")),
     ("/admin/actuator/metrics/nope", None, MISSING, ("nope",)),
+    *((f"/admin/shards/{bad}/explain", None, MISSING, ("Shard", "not found")) for bad in ("nope", "%ff", LONG)),
+    *((f"/admin/ops/{bad}", None, INVALID, ("number",)) for bad in ("0", "-1", "x", "1.5", "9" * 20)),
+    ("/admin/ops/99", None, MISSING, ("99",)),
 ]  # fmt: skip
+FACTOR, MOVE = "/admin/cluster/replication-factor", "/admin/shards/shard-0/move"
+BAD_ORDERS = [
+    *((f"/admin/nodes/node-9/{order}", None, MISSING, ("node_id", "'node-9'")) for order in ("drain", "decommission")),
+    *((f"/admin/nodes/{bad}/drain", None, INVALID, ("node_id",)) for bad in ("a%20b", "%ff", LONG)),
+    *((FACTOR, json.dumps({"replication_factor": bad}).encode(), INVALID, ("replication_factor",))
+      for bad in (0, -1, 17, 2**31, 2**64, "2", None, True, 1.5, [])),
+    (FACTOR, b"{}", INVALID, ("replication_factor", "missing")),
+    (FACTOR, b'{"replication_factor": 2, "rf": 2}', INVALID, ("rf", "no such field")),
+    (MOVE, b"{}", INVALID, ("missing",)),
+    (MOVE, b'{"from_node_id": "node-1", "to_node_id": "node-9"}', MISSING, ("to_node_id", "'node-9'")),
+    (MOVE, b'{"from_node_id": "node-9", "to_node_id": "node-1"}', MISSING, ("from_node_id", "'node-9'")),
+    (MOVE, b'{"from_node_id": "", "to_node_id": "node-1"}', INVALID, ("from_node_id",)),
+    *((f"/admin/shards/shard-9/{order}", body, MISSING, ("shard_id", "'shard-9'"))
+      for order, body in (("move", b'{"from_node_id": "node-1", "to_node_id": "node-2"}'), ("cancel", None))),
+    ("/admin/shards/shard-0/cancel", None, UNMET, ("shard_id", "nothing to cancel")),
+    ("/admin/ops/99/cancel", None, MISSING, ("number", "99")),
+    *((f"/admin/ops/{bad}/cancel", None, INVALID, ("number",)) for bad in ("0", "-1", "x", "9" * 20)),
+]  # fmt: skip
+BAD_ENDS = [
+    ("/admin/nodes/node-9", None, MISSING, ("node_id", "'node-9'")),
+    ("/admin/nodes/node-9/drain", None, MISSING, ("node_id", "'node-9'")),
+    ("/admin/nodes/node-1", None, UNMET, ("node_id", "node-1", "drain it first")),
+    ("/admin/nodes/node-1/drain", None, UNMET, ("node_id", "node-1", "not being drained")),
+]
 
 
 @pytest.mark.parametrize(
     ("method", "cases"),
-    [("POST", NOT_JSON), ("POST", BAD_NODES), ("POST", BAD_SHARDS), ("GET", BAD_READS)],
-    ids=["no JSON", "nodes", "shards", "reads"],
+    [
+        ("POST", NOT_JSON),
+        ("POST", BAD_NODES),
+        ("POST", BAD_SHARDS),
+        ("GET", BAD_READS),
+        ("POST", BAD_ORDERS),
+        ("DELETE", BAD_ENDS),
+    ],
+    ids=["no JSON", "nodes", "shards", "reads", "orders", "ends"],
 )
 def test_bad_input_is_refused_and_changes_nothing(doors: Doors, method: str, cases: list[Any]) -> None:
     def all_of_them() -> None:
@@ -144,7 +178,9 @@ def test_wrong_methods_name_the_right_ones(doors: Doors) -> None:
     def all_of_them() -> None:
         for method, path, allowed in (
             ("DELETE", NODES, "GET, POST"),
-            ("PUT", NODES + "/node-1", "GET"),
+            ("PUT", NODES + "/node-1", "DELETE, GET"),
+            ("GET", NODES + "/node-1/drain", "DELETE, POST"),
+            ("POST", "/admin/ops/1", "GET"),
             ("GET", INIT, "POST"),
             ("PATCH", STATUS, "POST"),
             ("GET", LEADER, "POST"),

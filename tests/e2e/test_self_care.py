@@ -101,3 +101,78 @@ async def test_a_node_that_dies_for_good_is_replaced_under_load(tmp_path: Path) 
         replaced_ones = {one["subject"] for one in moves if f"{victim} is DEAD for" in one["reason"]}
         assert replaced_ones == held, moves
         await finish(cluster, load)
+
+
+async def ended(cluster: ProcessCluster, order: tuple[int, Any]) -> dict[str, Any]:
+    """The operation that an order began, once it is no longer under way."""
+    status, body = order
+    assert status == 200, body
+    print(body["message"])
+    number = body["operation"]["id"]
+
+    async def is_over() -> dict[str, Any] | None:
+        _, now = await cluster.admin("GET", f"/admin/ops/{number}")
+        return None if now["status"] == "RUNNING" else now
+
+    found: dict[str, Any] = await until(is_over, f"operation {number} ends", 60)
+    return found
+
+
+async def test_a_new_node_gets_its_share_and_a_drained_one_is_emptied_without_a_failed_call(tmp_path: Path) -> None:
+    async with hasty(tmp_path, 3) as (cluster, load):
+        async with under_load(load):
+            await acks_grow(load, load.keys)
+            added = await cluster.add_node()
+
+            async def shared() -> bool:
+                shards = await spread(cluster)
+                return shards is not None and any(added in one["replicas"] for one in shards.values())
+
+            await until(shared, f"{added} has its share", 60)
+            over = await ended(cluster, await cluster.admin("POST", "/admin/nodes/node-1/drain"))
+            assert (over["status"], over["steps_done"]) == ("DONE", over["steps_total"]), over
+            assert all("node-1" not in one["replicas"] for one in (await cluster.shards()).values())
+            await acks_grow(load, load.keys)
+            status, twice = await cluster.admin("POST", f"/admin/ops/{over['id']}/cancel")
+            assert status == 412 and "has ended already" in twice["message"]
+            _, body = await cluster.admin("DELETE", "/admin/nodes/node-1")
+            assert body["message"] == "node-1 is removed"
+            cluster.kill("node-1")
+            cluster.gone.add("node-1")
+            await acks_grow(load, load.keys)
+        await finish(cluster, load)
+        assert load.failures == []
+
+
+async def test_the_replication_factor_changes_while_the_cluster_serves(tmp_path: Path) -> None:
+    async with hasty(tmp_path, 3) as (cluster, load):
+        async with under_load(load):
+            await acks_grow(load, load.keys)
+            for wanted in (2, 3):
+                order = await cluster.admin("POST", "/admin/cluster/replication-factor", {"replication_factor": wanted})
+                assert (await ended(cluster, order))["outcome"] == f"every shard of default has {wanted} replicas"
+                assert {len(one["replicas"]) for one in (await cluster.shards()).values()} == {wanted}
+                await acks_grow(load, load.keys)
+        await finish(cluster, load)
+        assert load.failures == []
+
+
+async def test_a_rebalance_undoes_what_was_placed_by_hand(tmp_path: Path) -> None:
+    async with hasty(tmp_path, 4) as (cluster, load):
+        async with under_load(load):
+            await acks_grow(load, load.keys)
+            for shard_id in await cluster.shards():
+                chosen = ["node-1", "node-2", "node-3"]
+                status, _ = await cluster.admin("POST", f"/admin/shards/{shard_id}/replicas", chosen)
+                assert status == 200
+
+            async def placed() -> bool:
+                shards = await at_rest(cluster) or {}
+                return bool(shards) and all("node-4" not in one["replicas"] for one in shards.values())
+
+            await until(placed, "all shards are where they were placed", 60)
+            over = await ended(cluster, await cluster.admin("POST", "/admin/cluster/rebalance"))
+            assert over["status"] == "DONE", over
+            assert await spread(cluster), await cluster.shards()
+        await finish(cluster, load)
+        assert load.failures == []

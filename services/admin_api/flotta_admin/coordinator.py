@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc.aio
-from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc
+from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc, operator_pb2, operator_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2, coordinator_pb2_grpc
 from flotta_runtime.errors import FlottaError, NotLeader, PermissionDenied, Timeout, Unauthenticated, Unavailable
 from flotta_runtime.server import Channel, Dial
@@ -100,11 +100,26 @@ class Coordinators:
 
         return await self._call(fetch, reads=True)
 
+    async def jobs(self, request: operator_pb2.ListJobsRequest) -> operator_pb2.ListJobsResponse:
+        """Long work and how far it is."""
+
+        async def fetch(connection: Channel, timeout_s: float) -> operator_pb2.ListJobsResponse:
+            stub = operator_pb2_grpc.OperatorStub(connection.grpc)
+            return await stub.ListJobs(request, timeout=timeout_s, metadata=connection.metadata)
+
+        return await self._call(fetch, reads=True)
+
+    async def order(self, method: str, request: Any) -> Any:
+        """One of the operator's orders by name; the reply, accepted or refused."""
+        return await self._write(operator_pb2_grpc.OperatorStub, method, request)
+
     async def write(self, method: str, request: Any) -> Any:
         """One of the coordinator's mutations by name; the reply, accepted or refused."""
+        return await self._write(coordinator_pb2_grpc.CoordinatorStub, method, request)
 
+    async def _write(self, make: Callable[[grpc.aio.Channel], Any], method: str, request: Any) -> Any:
         async def send(connection: Channel, timeout_s: float) -> Any:
-            stub = coordinator_pb2_grpc.CoordinatorStub(connection.grpc)
+            stub = make(connection.grpc)
             return await getattr(stub, method)(request, timeout=timeout_s, metadata=connection.metadata)
 
         reply = await self._call(send, reads=False)

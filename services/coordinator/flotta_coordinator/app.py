@@ -25,7 +25,7 @@ from flotta_embedded.failpoints import FAILPOINTS as EMBEDDED_FAILPOINTS
 from flotta_embedded.generations import current
 from flotta_embedded.machine import Machine
 from flotta_embedded.rocks import RocksEngine
-from flotta_proto.flotta import cluster_pb2_grpc
+from flotta_proto.flotta import cluster_pb2_grpc, operator_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2_grpc, raft_pb2_grpc
 from flotta_runtime.clock import SYSTEM_CLOCK, Clock
 from flotta_runtime.errors import StartupError
@@ -42,7 +42,7 @@ from flotta_runtime.tls import open_channel
 from flotta_runtime.tls_watch import follow_files
 from flotta_runtime.turns import Turns
 
-from flotta_coordinator import cluster_service, formation, raft_service, service, wire
+from flotta_coordinator import cluster_service, formation, operator_service, raft_service, service, wire
 from flotta_coordinator.caretaker import Caretaker
 from flotta_coordinator.forward import Forwarder
 from flotta_coordinator.group import GROUP, HostGroup, Role
@@ -61,7 +61,7 @@ HAND_OVER_MS = 1_000
 GRACE_MS_MAX = 500
 LINK_BYTES_MAX = 64 << 20  # waiting for one peer
 TRANSPORT = "flotta.raft.v1.RaftTransport"
-MAP_SERVICES = (service.SERVICE, cluster_service.SERVICE, raft_service.SERVICE)
+MAP_SERVICES = (service.SERVICE, cluster_service.SERVICE, operator_service.SERVICE, raft_service.SERVICE)
 
 
 class CoordinatorApp:
@@ -296,6 +296,11 @@ class CoordinatorApp:
                     cluster_pb2_grpc.add_ClusterServicer_to_server,
                     cluster_service.ClusterService(self.member),
                     cluster_service.SERVICE,
+                ),
+                (
+                    operator_pb2_grpc.add_OperatorServicer_to_server,
+                    operator_service.OperatorService(self.member),
+                    operator_service.SERVICE,
                 ),
                 (
                     raft_pb2_grpc.add_RaftServiceServicer_to_server,

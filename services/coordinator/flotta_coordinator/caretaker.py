@@ -16,6 +16,7 @@ from flotta_runtime.logging import get_logger
 
 from flotta_coordinator.core.commands import Command, GiveUp
 from flotta_coordinator.core.explain import Explanation, explain
+from flotta_coordinator.core.job_ends import ended
 from flotta_coordinator.core.plan_view import Policy, View
 from flotta_coordinator.core.planner import plan
 from flotta_coordinator.core.results import Rejection
@@ -76,9 +77,11 @@ class Caretaker:
 
     async def _look(self, session: Session) -> bool:
         """One look; tells whether there was, or is, anything under way."""
-        view = self._view(session, self._store.state())
+        state = self._store.state()
+        view = self._view(session, state)
         decided = plan(view, self._policy)
         self.looks += 1
+        decided += ended(state, view, self._policy, decided)
         async with asyncio.TaskGroup() as tasks:
             for command in decided:
                 tasks.create_task(self._carry_out(session, view, command))

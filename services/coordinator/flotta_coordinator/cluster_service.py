@@ -17,6 +17,7 @@ from flotta_coordinator.member import Context, Member, refuse_bad_argument, requ
 
 SERVICE = "flotta.cluster.v1.Cluster"
 DECISIONS_DEFAULT = 100
+ID_CHARS_SHOWN = 128
 DECISIONS_MAX = 1_000
 
 
@@ -79,7 +80,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
             await self._member.ready_session()
             state = await self._member.fresh(context)
             if request.shard_id not in state.shards:
-                raise NotFound(f"Shard not found: {request.shard_id[:128]}", shard_id=request.shard_id[:128])
+                raise NotFound(f"Shard not found: {request.shard_id[:ID_CHARS_SHOWN]}")
             return wire.explanation(self._member.caretaker.explain(state, request.shard_id))
 
         reply = pb.ExplainShardResponse

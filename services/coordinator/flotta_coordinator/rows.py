@@ -1,5 +1,5 @@
-"""The cluster's state as rows of the replica's space: one row per node, shard, table, decision, note and
-removed node, one for the rest.
+"""The cluster's state as rows of the replica's space: one row per node, shard, table, decision, note, job
+and removed node, one for the rest.
 
 Invariant: the rows written for a batch are exactly the records it changed, so rows and the state in memory are the
 same value in two shapes; `sequence` in the head row says which state the rows are.
@@ -15,7 +15,7 @@ from flotta_embedded.api import Overlay, View
 
 from flotta_coordinator.core.codec import decode, encode
 from flotta_coordinator.core.results import Applied
-from flotta_coordinator.core.state import DECISIONS_MAX, ClusterState, Counters, Decision, Node, Note, Shard, Table
+from flotta_coordinator.core.state import DECISIONS_MAX, ClusterState, Counters, Decision, Job, Node, Note, Shard, Table
 
 HEAD = keys.DATA + b"head"
 _NODE = keys.DATA + b"node/"
@@ -23,6 +23,7 @@ _SHARD = keys.DATA + b"shard/"
 _TABLE = keys.DATA + b"table/"
 _DECISION = keys.DATA + b"why/"
 _NOTE = keys.DATA + b"note/"
+_JOB = keys.DATA + b"job/"
 _GONE = keys.DATA + b"gone/"
 
 
@@ -47,6 +48,7 @@ def load(view: View) -> ClusterState:
     shards = [decode(Shard, row) for row in _under(view, _SHARD)]
     tables = [decode(Table, row) for row in _under(view, _TABLE)]
     notes = [decode(Note, row) for row in _under(view, _NOTE)]
+    jobs = [decode(Job, row) for row in _under(view, _JOB)]
     gone = [decode(Node, row) for row in _under(view, _GONE)]
     return ClusterState(
         cluster_id=head.cluster_id,
@@ -58,6 +60,7 @@ def load(view: View) -> ClusterState:
         shards={shard.shard_id: shard for shard in shards},
         decisions=tuple(decode(Decision, row) for row in _under(view, _DECISION)),
         notes={note.key: note for note in notes},
+        jobs={job.number: job for job in jobs},
         gone={node.node_id: node for node in gone},
     )
 
@@ -71,12 +74,17 @@ def write(overlay: Overlay, applied: Applied) -> None:
     _put(overlay, _SHARD, applied.shards, state.shards)
     _put(overlay, _TABLE, applied.tables, state.tables)
     _put(overlay, _NOTE, applied.notes, state.notes)
+    for number in applied.jobs:
+        if number in state.jobs:
+            overlay.put(_numbered(_JOB, number), encode(state.jobs[number]))
+        else:
+            overlay.delete(_numbered(_JOB, number))
     last = state.counters.decision - 1
     # Numbers have no gaps, so what falls out of the ring is known without reading.
     for decision in state.decisions[max(0, len(state.decisions) - applied.decisions) :]:
-        overlay.put(_decision_key(decision.number), encode(decision))
+        overlay.put(_numbered(_DECISION, decision.number), encode(decision))
     for number in range(max(1, last - DECISIONS_MAX - applied.decisions + 1), last - DECISIONS_MAX + 1):
-        overlay.delete(_decision_key(number))
+        overlay.delete(_numbered(_DECISION, number))
 
 
 def _put(overlay: Overlay, prefix: bytes, names: Iterable[str], records: Mapping[str, object]) -> None:
@@ -88,8 +96,8 @@ def _put(overlay: Overlay, prefix: bytes, names: Iterable[str], records: Mapping
             overlay.delete(prefix + name.encode())
 
 
-def _decision_key(number: int) -> bytes:
-    return _DECISION + number.to_bytes(8, "big")
+def _numbered(prefix: bytes, number: int) -> bytes:
+    return prefix + number.to_bytes(8, "big")
 
 
 def _under(view: View, prefix: bytes) -> Iterator[bytes]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flotta_proto.flotta import cluster_pb2
+from flotta_proto.flotta import cluster_pb2, operator_pb2
 from flotta_proto.kvdb import coordinator_pb2 as pb
 
 from flotta_coordinator.core import commands
 from flotta_coordinator.core.deltas import Delta
 from flotta_coordinator.core.explain import Explanation
+from flotta_coordinator.core.jobs import left
 from flotta_coordinator.core.keyrange import key_range
 from flotta_coordinator.core.plan_memory import Progress
 from flotta_coordinator.core.results import Applied, Rejection, Result
-from flotta_coordinator.core.state import ClusterState, Decision, Node, Replica, Shard, Table
+from flotta_coordinator.core.state import ClusterState, Decision, Job, Node, Replica, Shard, Table
 
 
 def node_record(node: Node, last_heartbeat_ms: int | None = None) -> pb.NodeRecord:
@@ -138,6 +139,21 @@ def shard_reports(reports: Iterable[cluster_pb2.ShardReport]) -> tuple[commands.
             moving=report.moving,
         )
         for report in reports
+    )
+
+
+def job(state: ClusterState, found: Job) -> operator_pb2.Job:
+    return operator_pb2.Job(
+        number=found.number,
+        kind=found.kind.value,
+        subject=found.subject,
+        text=found.text,
+        status=found.status.value,
+        begun_ms=found.begun_ms,
+        ended_ms=found.ended_ms,
+        steps=found.steps,
+        left=left(state, found),
+        outcome=found.outcome,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from flotta_coordinator.core import commands
 from flotta_coordinator.core.explain import explain
+from flotta_coordinator.core.job_ends import ended
 from flotta_coordinator.core.plan_memory import Memory, Progress
 from flotta_coordinator.core.plan_view import Policy, View
 from flotta_coordinator.core.planner import plan
@@ -89,6 +90,7 @@ def _place(script: Any, words: list[str], options: dict[str, str]) -> None:
 def _plan(script: Any, words: list[str], options: dict[str, str]) -> None:
     view = script.planning.view(script)
     decided = plan(view, script.planning.policy)
+    decided += ended(script.state, view, script.planning.policy, decided)
     if not decided:
         script.out.append("nothing to do" if view.ready else "not ready")
     for command in decided:

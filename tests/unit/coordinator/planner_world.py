@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from flotta_coordinator.core import commands
+from flotta_coordinator.core.job_ends import ended
 from flotta_coordinator.core.plan_memory import Memory
 from flotta_coordinator.core.plan_view import Policy, View
 from flotta_coordinator.core.planner import plan
@@ -129,6 +130,7 @@ class World:
         view = self.view()
         decided = plan(view, self.policy)
         assert decided == plan(shuffled(view), self.policy), "the same view got another answer"
+        ends = ended(self.state, view, self.policy, decided)
         before = self.in_flight()
         for command in decided:
             self._check(command)
@@ -140,6 +142,8 @@ class World:
             if isinstance(command, commands.GiveUp):
                 shard = next(one for one in view.shards if one.shard_id == command.shard_id)
                 self.memory.gave_up(shard, self.policy, self.now_ms)
+        for end in ends:
+            self.submit(end)
         self._check_limits(before)
         self.check_state()
         return decided

@@ -7,7 +7,7 @@ from flotta_coordinator.core.codec import decode, encode, to_plain
 from flotta_coordinator.core.deltas import Change, History
 from flotta_coordinator.core.placement import place
 from flotta_coordinator.core.results import Applied, Rejection
-from flotta_coordinator.core.state import ClusterState, Node, NodeStatus, Note, Purpose, Shard, Table
+from flotta_coordinator.core.state import ClusterState, JobStatus, Node, NodeStatus, Note, Purpose, Shard, Table
 from flotta_coordinator.core.transitions import apply
 from flotta_embedded.codec import encode_value
 from hypothesis import given, settings
@@ -66,6 +66,8 @@ any_command = st.one_of(
         st.just("because"),
     ),
     st.builds(commands.HandOver, shard_ids, numbers, node_ids, st.just("because")),
+    st.builds(commands.CancelJob, st.integers(0, 4)),
+    st.builds(commands.EndJob, st.integers(0, 4), st.sampled_from(JobStatus), st.just("so it ended")),
     st.builds(commands.GiveUp, shard_ids, st.lists(replicas, max_size=3).map(tuple), node_ids, st.just("because")),
     st.builds(
         commands.SetNotes,
@@ -115,6 +117,10 @@ def check_step(before: ClusterState, result: Applied, command: commands.Command)
     assert {key for key in before.notes.keys() | after.notes if before.notes.get(key) != after.notes.get(key)} == set(
         result.notes
     )
+    assert {key for key in before.jobs.keys() | after.jobs if before.jobs.get(key) != after.jobs.get(key)} == set(
+        result.jobs
+    )
+    assert all(after.jobs[number].status is job.status for number, job in before.jobs.items() if job.ended_ms)
     assert not after.gone.keys() & after.nodes.keys()
     assert after.gone.keys() >= before.gone.keys() - set(result.nodes)
     assert {name for name in after.shards if after.shards[name] != before.shards.get(name)} == set(result.shards)
@@ -159,7 +165,7 @@ def test_every_step_keeps_the_invariants(start: ClusterState, script: list[comma
 
 
 def encode_state(state: ClusterState) -> list[bytes]:
-    groups = (state.nodes, state.shards, state.tables, state.notes, state.gone)
+    groups = (state.nodes, state.shards, state.tables, state.notes, state.jobs, state.gone)
     rows = [encode(row) for group in groups for row in group.values()]
     return [*rows, encode(state.counters), str((state.map_version, state.sequence, state.decisions)).encode()]
 

@@ -259,3 +259,23 @@ def test_no_decision_before_every_node_could_be_heard() -> None:
     view = world.memory.view(world.state, POLICY, now_ms=world.now_ms, wall_ms=world.now_ms, ready=False)
     assert plan(view, POLICY) == ()
     assert plan(world.view(), POLICY) != ()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 12), st.data())
+def test_fewer_replicas_leave_every_node_its_share_at_once(nodes: int, shards: int, data: st.DataObject) -> None:
+    """Whose replica goes is chosen so that hardly anything needs to be levelled afterwards."""
+    world = World()
+    for node_id in NODES[:nodes]:
+        world.join(node_id)
+    factor = data.draw(st.integers(2, nodes))
+    world.create(shards, factor)
+    world.tick(200_000)
+    world.converge(rounds_max=200)
+    before = len(world.moves)
+    world.submit(commands.SetReplicationFactor(factor - 1))
+    world.converge(rounds_max=200)
+    made = world.moves[before:]
+    assert [move.purpose for move in made].count(Purpose.SURPLUS) == shards
+    assert max(world.held().values()) - min(world.held().values()) <= 1
+    assert len(made) <= shards + 1, made

@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Iterable
 
-from flotta_proto.flotta import cluster_pb2
+from flotta_proto.flotta import cluster_pb2, operator_pb2
 from flotta_proto.kvdb import coordinator_pb2
 
 from flotta_admin.core import models
@@ -117,6 +117,29 @@ def decisions(found: Iterable[cluster_pb2.Decision]) -> models.Decisions:
 
 def explanation(found: cluster_pb2.ExplainShardResponse) -> models.Explanation:
     return models.Explanation(shard_id=found.shard_id, health=found.health, now=list(found.now), next=list(found.next))
+
+
+def operation(job: operator_pb2.Job) -> models.Operation:
+    return models.Operation(
+        id=job.number,
+        operation=job.kind,
+        subject=job.subject,
+        text=job.text,
+        status=job.status,
+        begun_ms=job.begun_ms,
+        ended_ms=job.ended_ms or None,
+        steps_total=max(job.steps, job.left),
+        steps_done=max(job.steps, job.left) - job.left,
+        outcome=job.outcome or None,
+    )
+
+
+def order(reply: operator_pb2.OrderResponse) -> models.Order:
+    return models.Order(
+        message=reply.message,
+        map_version=reply.map_version,
+        operation=operation(reply.job) if reply.HasField("job") else None,
+    )
 
 
 def node_status(text: str) -> coordinator_pb2.NodeStatus.ValueType | None:

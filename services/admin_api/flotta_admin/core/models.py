@@ -188,6 +188,48 @@ class Explanation(Answer):
     next: list[str] = Field(description="What is about to be done with it, and what is waited for, in sentences.")
 
 
+class Operation(Answer):
+    """Long work that an operator asked for."""
+
+    id: int = Field(description="Its number.")
+    operation: str = Field(description="drain, decommission, replication-factor, rebalance or move.")
+    subject: str = Field(description="The node, table or shard it is about.")
+    text: str = Field(description="What was asked for.")
+    status: str = Field(description="RUNNING, DONE, FAILED or CANCELLED.")
+    begun_ms: int = Field(description="When it began, in ms since the epoch.")
+    ended_ms: int | None = Field(description="When it ended; null while it is RUNNING.")
+    steps_total: int = Field(description="Replicas to go, shards to change, or what nodes have above their share.")
+    steps_done: int = Field(description="How many of them are done.")
+    outcome: str | None = Field(description="How it ended, in a sentence; null while it is RUNNING.")
+
+
+class Operations(Answer):
+    """Long work, newest first."""
+
+    operations: list[Operation] = Field(description="Under way, and the newest that ended.")
+
+
+class Order(Answer):
+    """What an order has begun."""
+
+    message: str = Field(description="What happens now, in a sentence.")
+    map_version: int = Field(description="Version of the map with the order in it.")
+    operation: Operation | None = Field(description="The work it began or is part of; null when it was done at once.")
+
+
+class ReplicationFactorRequest(Request):
+    """How many replicas each shard should have."""
+
+    replication_factor: CountOfShards = Field(description="From 1 to 16.")
+
+
+class MoveRequest(Request):
+    """Which replica goes where."""
+
+    from_node_id: StrictStr = Field(max_length=ID_CHARS_MAX, description="The node that has it.")
+    to_node_id: StrictStr = Field(max_length=ID_CHARS_MAX, description="The node that gets it.")
+
+
 class ActuatorHealth(Answer):
     """Whether this service can do its work."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flotta_embedded.codec import decode_value, encode_value
 
 from flotta_coordinator.core import codec
-from flotta_coordinator.core.state import Purpose
+from flotta_coordinator.core.state import JobStatus, Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,7 @@ class DrainNode:
 
     node_id: str
     draining: bool
+    remove: bool = False  # once it is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,22 @@ class CancelMove:
     """An operator calls off what a shard is about to become."""
 
     shard_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob:
+    """An operator calls off long work."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndJob:
+    """Long work has come to its end."""
+
+    number: int
+    status: JobStatus
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +237,8 @@ Command = (
     | Rebalance
     | MoveReplica
     | CancelMove
+    | CancelJob
+    | EndJob
     | MoveShard
     | HandOver
     | GiveUp
@@ -243,6 +262,8 @@ NAMES: dict[str, type[Command]] = {
     "rebalance.1": Rebalance,
     "move_replica.1": MoveReplica,
     "cancel_move.1": CancelMove,
+    "cancel_job.1": CancelJob,
+    "end_job.1": EndJob,
     "move_shard.1": MoveShard,
     "hand_over.1": HandOver,
     "give_up.1": GiveUp,

@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from flotta_coordinator.core.jobs import left
 from flotta_coordinator.core.results import Applied, Refused, RejectCode, Reply
 from flotta_coordinator.core.state import (
     DECISIONS_MAX,
+    JOBS_MAX,
     ClusterState,
     Decision,
+    Job,
+    JobKind,
+    JobStatus,
     Node,
     Note,
     Replica,
@@ -34,6 +39,7 @@ class Draft:
         self.tables: dict[str, Table] = {}
         self._gone: set[str] = set()  # nodes that are removed
         self._recalled: set[str] = set()  # nodes that were removed, and are not after all
+        self._jobs: dict[int, Job | None] = {}  # None: dropped
         self._notes: dict[str, Note | None] = {}  # None: it stands no more
         self._decisions: list[tuple[str, str, str]] = []
 
@@ -93,6 +99,33 @@ class Draft:
         """Keep why. `reason` is one sentence."""
         self._decisions.append((kind, subject, reason))
 
+    def begin_job(
+        self, kind: JobKind, subject: str, text: str, steps: int, *, before: int = 0, target: str = ""
+    ) -> Job:
+        """Long work begins. The longest ended one is forgotten for it when there are too many."""
+        if len(self.base.jobs) >= JOBS_MAX:
+            ended = [job for job in self.base.jobs.values() if job.status is not JobStatus.RUNNING]
+            if not ended:
+                message = f"kind: {JOBS_MAX} operations are under way, the most there can be; cancel one, or wait"
+                raise Refused(RejectCode.FAILED_PRECONDITION, "kind", message)
+            self._jobs[min(ended, key=lambda job: (job.ended_ms, job.number)).number] = None
+        number = self.counters.job
+        self.counters = replace(self.counters, job=number + 1)
+        job = Job(number, kind, subject, text, steps, self.now_ms, before=before, target=target)
+        self._jobs[number] = job
+        return job
+
+    def end_job(self, job: Job, status: JobStatus, outcome: str) -> None:
+        undone = 0 if status is JobStatus.DONE else left(self.base, job)
+        self._jobs[job.number] = replace(job, status=status, outcome=outcome, ended_ms=self.now_ms, left=undone)
+        word = status.value.lower()
+        is_so = "has failed" if status is JobStatus.FAILED else f"is {word}"
+        self.decide(f"operation-{word}", job.subject, f"operation {job.number}, {job.text}, {is_so}: {outcome}")
+
+    def has_job(self, number: int) -> bool:
+        """Was this job begun or ended here?"""
+        return number in self._jobs
+
     def new_node_num(self) -> int:
         number = self.counters.node_num
         self.counters = replace(self.counters, node_num=number + 1)
@@ -115,12 +148,12 @@ class Draft:
         self.counters = replace(self.counters, replica_sequence=sequence + 1)
         return Replica(node.node_id, node.node_num << REPLICA_SEQUENCE_BITS | sequence)
 
-    def finish(self, message: str, *, node_num: int = 0, new_epoch: int = 0, taken: int = 0) -> Applied:
+    def finish(self, message: str, *, node_num: int = 0, new_epoch: int = 0, taken: int = 0, job: int = 0) -> Applied:
         base = self.base
         visible = bool(self.nodes or self.shards or self.tables or self._gone)
-        changed = visible or bool(self._decisions or self._notes) or self.cluster_id != base.cluster_id
+        changed = visible or bool(self._decisions or self._notes or self._jobs) or self.cluster_id != base.cluster_id
         version = base.map_version + (1 if visible else 0)
-        reply = Reply(message, version, node_num=node_num, new_epoch=new_epoch, taken=taken)
+        reply = Reply(message, version, node_num=node_num, new_epoch=new_epoch, taken=taken, job=job)
         if not changed:
             return Applied(base, reply)
         first = self.counters.decision
@@ -141,6 +174,7 @@ class Draft:
             shards={**base.shards, **self.shards} if self.shards else base.shards,
             decisions=(*base.decisions, *made)[-DECISIONS_MAX:] if made else base.decisions,
             notes=self._noted(),
+            jobs=self._jobs_now(),
             gone=self._removed(),
         )
         return Applied(
@@ -151,6 +185,7 @@ class Draft:
             shards=tuple(sorted(self.shards)),
             tables=tuple(sorted(self.tables)),
             notes=tuple(sorted(self._notes)),
+            jobs=tuple(sorted(self._jobs)),
             decisions=len(made),
         )
 
@@ -159,6 +194,12 @@ class Draft:
             return self.base.gone
         gone = {**self.base.gone, **{node_id: self.base.nodes[node_id] for node_id in self._gone}}
         return {node_id: node for node_id, node in gone.items() if node_id not in self._recalled}
+
+    def _jobs_now(self) -> Mapping[int, Job]:
+        if not self._jobs:
+            return self.base.jobs
+        known = {**self.base.jobs, **self._jobs}
+        return {number: job for number, job in known.items() if job is not None}
 
     def _noted(self) -> Mapping[str, Note]:
         if not self._notes:

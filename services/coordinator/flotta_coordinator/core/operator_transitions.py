@@ -19,23 +19,34 @@ from flotta_coordinator.core.commands import (
     SetReplicationFactor,
 )
 from flotta_coordinator.core.draft import Draft
+from flotta_coordinator.core.jobs import holdings, running, uneven
 from flotta_coordinator.core.placement import candidates
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
 from flotta_coordinator.core.shard_transitions import moved_by_hand, taking
-from flotta_coordinator.core.state import ClusterState, NodeStatus, Phase, Purpose, Shard, Table
+from flotta_coordinator.core.state import JobKind, JobStatus, NodeStatus, Phase, Purpose, Shard, Table
 from flotta_coordinator.core.wording import count
+
+DRAINS = (JobKind.DRAIN, JobKind.DECOMMISSION)
 
 
 def drain_node(draft: Draft, command: DrainNode) -> Applied:
     """Let the planner empty a node, or stop it from doing so. What has left by then stays away until balance asks."""
     checks.check_id("node_id", command.node_id)
     node = draft.node(command.node_id)
+    job = running(draft.base, DRAINS, node.node_id)
     if not command.draining:
         if not node.draining:
             raise _unmet("node_id", f"node_id: {node.node_id} is not being drained")
+        if job is not None and not draft.has_job(job.number):
+            draft.end_job(job, JobStatus.CANCELLED, "an operator ended the drain")
         draft.put_node(replace(node, draining=False))
         draft.decide("node-undrained", node.node_id, f"an operator ended the drain of {node.node_id}")
-        return draft.finish(f"the drain of {node.node_id} is ended; it may take replicas again")
+        number = job.number if job is not None else 0
+        return draft.finish(f"the drain of {node.node_id} is ended; it may take replicas again", job=number)
+    kind = JobKind.DECOMMISSION if command.remove else JobKind.DRAIN
+    if job is not None and job.kind is not kind:
+        draft.end_job(job, JobStatus.CANCELLED, f"an operator asked for a {kind.value} instead")
+        job = None
     replicas, leads = holdings(draft.base, node.node_id)
     if draft.put_node(replace(node, draining=True)):
         draft.decide(
@@ -46,7 +57,11 @@ def drain_node(draft: Draft, command: DrainNode) -> Applied:
         )
     left = [found for found in candidates(draft.base.nodes.values()) if found != node.node_id]
     hint = "" if left or not replicas else "; no other node can take replicas yet, so add one"
-    return draft.finish(f"{node.node_id} is being drained: it leads {count(leads, 'shard')} and holds {replicas}{hint}")
+    if job is None:
+        job = draft.begin_job(kind, node.node_id, f"the {kind.value} of {node.node_id}", replicas)
+    return draft.finish(
+        f"{node.node_id} is being drained: it leads {count(leads, 'shard')} and holds {replicas}{hint}", job=job.number
+    )
 
 
 def remove_node(draft: Draft, command: RemoveNode) -> Applied:
@@ -79,16 +94,29 @@ def set_replication_factor(draft: Draft, command: SetReplicationFactor) -> Appli
         if takers < wanted
         else ""
     )
+    job = running(draft.base, (JobKind.REPLICATION_FACTOR,), table.name)
     if table.replication_factor == wanted:
-        return draft.finish(f"the replication factor is {wanted} already{capped}")
+        number = job.number if job is not None else 0
+        return draft.finish(f"the replication factor is {wanted} already{capped}", job=number)
+    if job is not None:
+        draft.end_job(job, JobStatus.CANCELLED, f"an operator changed the replication factor to {wanted} instead")
+    change_factor(draft, table, wanted, capped)
+    was = table.replication_factor
+    shards = sum(shard.table == table.name for shard in draft.base.shards.values())
+    text = f"the change of the replication factor from {was} to {wanted}"
+    job = draft.begin_job(JobKind.REPLICATION_FACTOR, table.name, text, shards, before=was)
+    return draft.finish(f"the replication factor is {wanted} now, it was {was}{capped}", job=job.number)
+
+
+def change_factor(draft: Draft, table: Table, wanted: int, remark: str = "") -> None:
+    """From here on this many replicas are wanted; the planner gets there."""
     draft.put_table(replace(table, replication_factor=wanted))
     _unpin(draft, (shard for shard in draft.base.shards.values() if shard.table == table.name))
     draft.decide(
         "replication-factor",
         table.name,
-        f"an operator changed the replication factor from {table.replication_factor} to {wanted}{capped}",
+        f"an operator changed the replication factor from {table.replication_factor} to {wanted}{remark}",
     )
-    return draft.finish(f"the replication factor is {wanted} now, it was {table.replication_factor}{capped}")
 
 
 def rebalance(draft: Draft, command: Rebalance) -> Applied:
@@ -97,7 +125,11 @@ def rebalance(draft: Draft, command: Rebalance) -> Applied:
     freed = _unpin(draft, draft.base.shards.values())
     if freed:
         draft.decide("rebalance", table.name, f"an operator lets {count(freed, 'shard')} placed by hand be balanced")
-    return draft.finish(f"{count(freed, 'shard')} placed by hand may be moved again; all others are balanced anyway")
+    job = running(draft.base, (JobKind.REBALANCE,), table.name)
+    if job is None:
+        job = draft.begin_job(JobKind.REBALANCE, table.name, f"the rebalance of {table.name}", uneven(draft.base))
+    message = f"{count(freed, 'shard')} placed by hand may be moved again; all others are balanced anyway"
+    return draft.finish(message, job=job.number)
 
 
 def move_replica(draft: Draft, command: MoveReplica) -> Applied:
@@ -122,7 +154,10 @@ def move_replica(draft: Draft, command: MoveReplica) -> Applied:
     after = moved_by_hand(shard, targets, "" if shard.target_leader == leaving else shard.target_leader)
     draft.put_shard(replace(after, leader_pinned=shard.leader_pinned))
     draft.decide("shard-move", shard.shard_id, f"an operator moves {shard.shard_id} from {leaving} to {coming}")
-    return draft.finish(f"{shard.shard_id} moves from {leaving} to {coming}", new_epoch=shard.epoch + 1)
+    text = f"the move of {shard.shard_id} from {leaving} to {coming}"
+    job = draft.begin_job(JobKind.MOVE, shard.shard_id, text, 1, target=coming)
+    message = f"{shard.shard_id} moves from {leaving} to {coming}"
+    return draft.finish(message, new_epoch=shard.epoch + 1, job=job.number)
 
 
 def cancel_move(draft: Draft, command: CancelMove) -> Applied:
@@ -138,16 +173,6 @@ def cancel_move(draft: Draft, command: CancelMove) -> Applied:
     )
     draft.decide("shard-move-cancelled", shard.shard_id, f"an operator cancelled {what}")
     return draft.finish(f"cancelled {what}; what the shard committed before this reached it stays")
-
-
-def holdings(state: ClusterState, node_id: str) -> tuple[int, int]:
-    """On how many shards the node has a replica, or is to get one, and how many of them it leads."""
-    held = [shard for shard in state.shards.values() if _holds(shard, node_id)]
-    return len(held), sum(shard.leader == node_id for shard in held)
-
-
-def _holds(shard: Shard, node_id: str) -> bool:
-    return any(replica.node_id == node_id for replica in (*shard.members, *shard.targets))
 
 
 def _unpin(draft: Draft, shards: Iterable[Shard]) -> int:

@@ -45,6 +45,8 @@ class Repairs:
 
     def _meet(self, shard: ShardView, need: Need) -> None:
         board = self._board
+        if need.purpose is Purpose.SURPLUS:  # chosen anew: what was decided before it has made other nodes the fullest
+            need = Need(need.purpose, _surplus_of(board, shard))
         staying = tuple(node_id for node_id in shard.members if node_id not in need.leaving)
         if need.purpose is Purpose.SURPLUS:
             if not board.may_move():
@@ -152,11 +154,12 @@ def heir_of(board: Board, shard: ShardView) -> str:
 
 
 def _surplus_of(board: Board, shard: ShardView) -> tuple[str, ...]:
-    """Whom to let go: the dead and draining first, then where a zone is crowded, then the fullest; a leader last."""
+    """Whom to let go: the dead and draining first, then where a zone is crowded, then the fullest, then who is
+    named last; a leader last."""
     staying = list(shard.members)
     leaving: list[str] = []
 
-    def keeps(node_id: str) -> tuple[bool, bool, int, bool, int, str]:
+    def keeps(node_id: str) -> tuple[bool, bool, int, bool, int, int]:
         node = board.nodes.get(node_id)
         without = [other for other in staying if other != node_id]
         return (
@@ -165,7 +168,7 @@ def _surplus_of(board: Board, shard: ShardView) -> tuple[str, ...]:
             board.collisions(without),
             node_id == shard.led_by,
             -board.held[node_id],
-            node_id,
+            -shard.members.index(node_id),
         )
 
     while len(staying) > shard.wanted:

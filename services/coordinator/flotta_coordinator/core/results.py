@@ -43,6 +43,7 @@ class Reply:
     map_version: int
     node_num: int = 0  # hello
     new_epoch: int = 0  # set_shard_replicas: the epoch the shard will have once it has moved
+    job: int = 0  # the number of the job that this is, or is part of
     taken: int = 0  # reports: how many said something new
 
 
@@ -57,6 +58,7 @@ class Applied:
     shards: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # keys of what stands now, or stands no more; not part of the map
+    jobs: tuple[int, ...] = ()  # numbers of those that began, ended or were dropped
     decisions: int = 0  # how many were added
 
     @property

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 DEFAULT_TABLE = "default"
 DECISIONS_MAX = 10_000  # kept, oldest dropped first; enough for the birth of the largest table
+JOBS_MAX = 200  # under way or kept for the record, those that ended first dropped first
 RETURNS_MAX = 8  # of a node, remembered; more tell nothing new
 
 
@@ -129,6 +130,39 @@ class Note:
         return f"{self.kind}/{self.subject}"
 
 
+class JobKind(enum.Enum):
+    DRAIN = "drain"  # subject: a node
+    DECOMMISSION = "decommission"  # a drain, and the node is removed at its end
+    REPLICATION_FACTOR = "replication-factor"  # subject: a table
+    REBALANCE = "rebalance"  # subject: a table
+    MOVE = "move"  # subject: a shard
+
+
+class JobStatus(enum.Enum):
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Long work that an operator asked for."""
+
+    number: int  # from 1
+    kind: JobKind
+    subject: str
+    text: str  # what was asked for, a sentence
+    steps: int  # there were to do at its beginning
+    begun_ms: int  # group time
+    status: JobStatus = JobStatus.RUNNING
+    ended_ms: int = 0
+    left: int = 0  # of a job that ended: steps that were not done
+    outcome: str = ""  # of a job that ended, a sentence
+    before: int = 0  # REPLICATION_FACTOR: what it was
+    target: str = ""  # MOVE: the node to move to
+
+
 @dataclass(frozen=True, slots=True)
 class Counters:
     """The next value of everything that is handed out once."""
@@ -137,6 +171,7 @@ class Counters:
     group_id: int = 1
     replica_sequence: int = 1
     decision: int = 1
+    job: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +185,7 @@ class ClusterState:
     shards: Mapping[str, Shard] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()  # the newest DECISIONS_MAX, oldest first
     notes: Mapping[str, Note] = field(default_factory=dict)  # by `Note.key`
+    jobs: Mapping[int, Job] = field(default_factory=dict)  # the newest JOBS_MAX, by number
     gone: Mapping[str, Node] = field(default_factory=dict)  # nodes that were removed; their ids are not used again
 
     @property

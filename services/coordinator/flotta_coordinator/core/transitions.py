@@ -12,15 +12,18 @@ from typing import Any
 
 from flotta_coordinator.core import (
     checks,
+    job_transitions,
     node_transitions,
     operator_transitions,
     planner_transitions,
     shard_transitions,
 )
 from flotta_coordinator.core.commands import (
+    CancelJob,
     CancelMove,
     Command,
     DrainNode,
+    EndJob,
     FoundCluster,
     GiveUp,
     HandOver,
@@ -82,6 +85,8 @@ _TRANSITIONS: dict[type[Command], Callable[[Draft, Any], Applied]] = {
     Rebalance: operator_transitions.rebalance,
     MoveReplica: operator_transitions.move_replica,
     CancelMove: operator_transitions.cancel_move,
+    CancelJob: job_transitions.cancel_job,
+    EndJob: job_transitions.end_job,
     MoveShard: planner_transitions.move_shard,
     HandOver: planner_transitions.hand_over,
     GiveUp: planner_transitions.give_up,

@@ -1,0 +1,89 @@
+"""/admin/ops and the orders that begin long work: drain, decommission, rebalance, replication factor, moves."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from flotta_proto.flotta import operator_pb2 as pb
+from flotta_runtime.errors import NotFound
+
+from flotta_admin.core import convert, models
+from flotta_admin.http_errors import check_accepted
+from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, UNKNOWN, Context, NodeIdPath, ShardIdPath
+
+OpNumber = Annotated[int, Path(ge=1, le=2**63 - 1, description="The operation's number.")]
+
+
+def router(context: Context) -> APIRouter:
+    """The routes over `context`."""
+    routes = APIRouter(prefix="/admin", tags=["operations"], responses=COORDINATOR)
+    refusals = {**BAD_REQUEST, **UNKNOWN, **CONFLICT}
+
+    async def order(method: str, request: Any) -> models.Order:
+        reply = await context.coordinators.order(method, request)
+        check_accepted(reply)
+        return convert.order(reply)
+
+    @routes.post("/nodes/{node_id}/drain", responses=refusals)
+    async def drain(node_id: NodeIdPath) -> models.Order:
+        """Empty a node: leaderships leave it, then replicas; it serves until the last one has gone."""
+        return await order("DrainNode", pb.DrainNodeRequest(node_id=node_id))
+
+    @routes.delete("/nodes/{node_id}/drain", responses=refusals)
+    async def undrain(node_id: NodeIdPath) -> models.Order:
+        """End a drain or a decommission. What has left stays away until balance asks for it."""
+        return await order("DrainNode", pb.DrainNodeRequest(node_id=node_id, cancel=True))
+
+    @routes.post("/nodes/{node_id}/decommission", responses=refusals)
+    async def decommission(node_id: NodeIdPath) -> models.Order:
+        """Drain a node, and take it off the map once it is empty. Its id is never used again."""
+        return await order("DrainNode", pb.DrainNodeRequest(node_id=node_id, remove=True))
+
+    @routes.delete("/nodes/{node_id}", responses=refusals)
+    async def remove(node_id: NodeIdPath) -> models.Order:
+        """Take a node off the map that holds nothing and is DEAD or drained. Its id is never used again."""
+        return await order("RemoveNode", pb.RemoveNodeRequest(node_id=node_id))
+
+    @routes.post("/cluster/rebalance", responses=CONFLICT)
+    async def rebalance() -> models.Order:
+        """Let shards that were placed by hand be moved again, and level replicas and leaderships over the nodes."""
+        return await order("Rebalance", pb.RebalanceRequest())
+
+    @routes.post("/cluster/replication-factor", responses={**BAD_REQUEST, **CONFLICT})
+    async def replication_factor(body: models.ReplicationFactorRequest) -> models.Order:
+        """Change how many replicas each shard has, while it serves."""
+        request = pb.SetReplicationFactorRequest(replication_factor=body.replication_factor)
+        return await order("SetReplicationFactor", request)
+
+    @routes.post("/shards/{shard_id}/move", responses=refusals)
+    async def move(shard_id: ShardIdPath, body: models.MoveRequest) -> models.Order:
+        """Move one replica of a shard from one node to another."""
+        request = pb.MoveReplicaRequest(shard_id=shard_id, from_node_id=body.from_node_id, to_node_id=body.to_node_id)
+        return await order("MoveReplica", request)
+
+    @routes.post("/shards/{shard_id}/cancel", responses=refusals)
+    async def cancel_move(shard_id: ShardIdPath) -> models.Order:
+        """Call off what a shard is about to become; it is left alone for a while then."""
+        return await order("CancelMove", pb.CancelMoveRequest(shard_id=shard_id))
+
+    @routes.get("/ops")
+    async def operations() -> models.Operations:
+        """Long work under way, and the newest that ended; newest first."""
+        reply = await context.coordinators.jobs(pb.ListJobsRequest())
+        return models.Operations(operations=[convert.operation(job) for job in reply.jobs])
+
+    @routes.get("/ops/{number}", responses={**BAD_REQUEST, **UNKNOWN})
+    async def operation(number: OpNumber) -> models.Operation:
+        """How far one of them is."""
+        reply = await context.coordinators.jobs(pb.ListJobsRequest(number=number))
+        if not reply.jobs:
+            raise NotFound(f"Operation not found: {number}")
+        return convert.operation(reply.jobs[0])
+
+    @routes.post("/ops/{number}/cancel", responses=refusals)
+    async def cancel(number: OpNumber) -> models.Order:
+        """Call it off: a drain ends, a replication factor goes back to what it was, moves end."""
+        return await order("CancelJob", pb.CancelJobRequest(number=number))
+
+    return routes

@@ -1,0 +1,58 @@
+"""When long work that an operator asked for has come to its end, and how. Pure; asked beside the planner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from flotta_coordinator.core.balance import is_calm
+from flotta_coordinator.core.board import Board
+from flotta_coordinator.core.commands import Command, EndJob, SetNotes
+from flotta_coordinator.core.jobs import left
+from flotta_coordinator.core.placement import candidates
+from flotta_coordinator.core.plan_view import Policy, View
+from flotta_coordinator.core.state import ClusterState, Job, JobKind, JobStatus
+from flotta_coordinator.core.wording import count
+
+
+def ended(state: ClusterState, view: View, policy: Policy, decided: Sequence[Command]) -> tuple[EndJob, ...]:
+    """Jobs that have come to their end. `view` is of this state, `decided` what the planner made of it."""
+    if not view.ready:
+        return ()
+    levelled = _is_level(view, policy, decided)
+    running = (job for job in state.jobs.values() if job.status is JobStatus.RUNNING)
+    return tuple(end for job in running if (end := _end_of(state, policy, job, levelled)) is not None)
+
+
+def _end_of(state: ClusterState, policy: Policy, job: Job, levelled: bool) -> EndJob | None:
+    if policy.moves_max == 0 and job.kind is not JobKind.MOVE:
+        return EndJob(job.number, JobStatus.FAILED, "the coordinator is set to move nothing: moves_max is 0")
+    if job.kind is JobKind.REBALANCE:
+        return EndJob(job.number, JobStatus.DONE, _levelled(state)) if levelled else None
+    if left(state, job):
+        return None
+    if job.kind is JobKind.MOVE and state.shards[job.subject].member_on(job.target) is None:
+        return EndJob(job.number, JobStatus.FAILED, f"{job.subject} did not get to {job.target}: see its decisions")
+    if job.kind is JobKind.MOVE:
+        return EndJob(job.number, JobStatus.DONE, f"{job.subject} has its replica on {job.target}")
+    if job.kind is JobKind.REPLICATION_FACTOR:
+        wanted = state.tables[job.subject].replication_factor
+        return EndJob(job.number, JobStatus.DONE, f"every shard of {job.subject} has {count(wanted, 'replica')}")
+    gone = " and removed" if job.kind is JobKind.DECOMMISSION else ", and may be stopped"
+    return EndJob(job.number, JobStatus.DONE, f"{job.subject} is empty{gone}")
+
+
+def _is_level(view: View, policy: Policy, decided: Sequence[Command]) -> bool:
+    """Nothing is to be levelled any more, and nothing is under way or awaited that it would wait for."""
+    moving = any(shard.targets or shard.target_leader for shard in view.shards)
+    due = any(not isinstance(command, SetNotes) for command in decided)
+    return not moving and not due and is_calm(Board(view, policy))
+
+
+def _levelled(state: ClusterState) -> str:
+    nodes = candidates(state.nodes.values())
+    held = Counter(replica.node_id for shard in state.shards.values() for replica in shard.members)
+    if not nodes:
+        return "no node can take replicas"
+    least, most = min(held[node_id] for node_id in nodes), max(held[node_id] for node_id in nodes)
+    return f"{count(len(nodes), 'node')} hold {least} to {most} replicas each"

@@ -1,0 +1,67 @@
+"""`flotta.cluster.v1.Operator`: what operators ask of the whole cluster, and how far it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flotta_proto.flotta import operator_pb2 as pb
+from flotta_proto.flotta import operator_pb2_grpc
+
+from flotta_coordinator import wire
+from flotta_coordinator.core import commands
+from flotta_coordinator.core.results import Applied
+from flotta_coordinator.member import Context, Member, refuse_bad_argument
+
+SERVICE = "flotta.cluster.v1.Operator"
+
+
+class OperatorService(operator_pb2_grpc.OperatorServicer):
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> pb.OrderResponse:
+        command = commands.DrainNode(request.node_id, draining=not request.cancel, remove=request.remove)
+        return await self._order("DrainNode", request, context, command)
+
+    async def RemoveNode(self, request: pb.RemoveNodeRequest, context: Context) -> pb.OrderResponse:
+        return await self._order("RemoveNode", request, context, commands.RemoveNode(request.node_id))
+
+    async def Rebalance(self, request: pb.RebalanceRequest, context: Context) -> pb.OrderResponse:
+        return await self._order("Rebalance", request, context, commands.Rebalance())
+
+    async def SetReplicationFactor(self, request: pb.SetReplicationFactorRequest, context: Context) -> pb.OrderResponse:
+        command = commands.SetReplicationFactor(request.replication_factor)
+        return await self._order("SetReplicationFactor", request, context, command)
+
+    async def MoveReplica(self, request: pb.MoveReplicaRequest, context: Context) -> pb.OrderResponse:
+        command = commands.MoveReplica(request.shard_id, request.from_node_id, request.to_node_id)
+        return await self._order("MoveReplica", request, context, command)
+
+    async def CancelMove(self, request: pb.CancelMoveRequest, context: Context) -> pb.OrderResponse:
+        return await self._order("CancelMove", request, context, commands.CancelMove(request.shard_id))
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.OrderResponse:
+        return await self._order("CancelJob", request, context, commands.CancelJob(request.number))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        state = await self._member.fresh(context)
+        found = sorted(state.jobs.values(), key=lambda job: -job.number)
+        return pb.ListJobsResponse(jobs=[wire.job(state, job) for job in found if request.number in (0, job.number)])
+
+    async def _order(self, method: str, request: Any, context: Context, command: commands.Command) -> pb.OrderResponse:
+        """The command at the leader, and the job that it began or is part of."""
+
+        async def local() -> pb.OrderResponse:
+            result = refuse_bad_argument(await self._member.pipeline.submit(command))
+            state = self._member.store.state()
+            success, message, version = wire.outcome(result, state.map_version)
+            job = state.jobs.get(result.reply.job) if isinstance(result, Applied) else None
+            return pb.OrderResponse(
+                success=success,
+                message=message,
+                map_version=version,
+                rejection=wire.rejection(result),
+                job=None if job is None else wire.job(state, job),
+            )
+
+        return await self._member.at_leader(f"/{SERVICE}/{method}", request, pb.OrderResponse, context, local)
