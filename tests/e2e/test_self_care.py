@@ -16,7 +16,7 @@ import pytest
 from load import Load, acks_grow, under_load
 from process_cluster import ProcessCluster, replicas_equal, running, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 SHARDS = 6
 HASTE = {
     "FLOTTA_COORDINATOR_SUSPECT_AFTER_MS": "2000",
@@ -76,7 +76,7 @@ async def finish(cluster: ProcessCluster, load: Load) -> None:
     print(f"{load.total()} acknowledged writes; calls that were not: {len(load.failures)}")
 
 
-async def test_a_node_that_dies_for_good_is_replaced_under_load(tmp_path: Path) -> None:
+async def test_a_node_that_dies_is_replaced_under_load_and_gets_its_share_when_it_comes_back(tmp_path: Path) -> None:
     async with hasty(tmp_path, 4) as (cluster, load):
         async with under_load(load):
             await acks_grow(load, load.keys)
@@ -100,6 +100,16 @@ async def test_a_node_that_dies_for_good_is_replaced_under_load(tmp_path: Path) 
         moves = [one for one in await decisions(cluster, after=str(known)) if one["kind"] == "shard-move"]
         replaced_ones = {one["subject"] for one in moves if f"{victim} is DEAD for" in one["reason"]}
         assert replaced_ones == held, moves
+        cluster.gone.clear()
+        async with under_load(load):
+            await cluster.command("start", victim)
+
+            async def back() -> bool:
+                shards = await spread(cluster)
+                return shards is not None and any(victim in one["replicas"] for one in shards.values())
+
+            await until(back, f"{victim} is back, and has its share", 60)
+            await acks_grow(load, load.keys)
         await finish(cluster, load)
 
 
@@ -118,7 +128,7 @@ async def ended(cluster: ProcessCluster, order: tuple[int, Any]) -> dict[str, An
     return found
 
 
-async def test_a_new_node_gets_its_share_and_a_drained_one_is_emptied_without_a_failed_call(tmp_path: Path) -> None:
+async def test_a_new_node_gets_its_share_and_a_drain_goes_on_when_its_coordinator_dies(tmp_path: Path) -> None:
     async with hasty(tmp_path, 3) as (cluster, load):
         async with under_load(load):
             await acks_grow(load, load.keys)
@@ -129,7 +139,11 @@ async def test_a_new_node_gets_its_share_and_a_drained_one_is_emptied_without_a_
                 return shards is not None and any(added in one["replicas"] for one in shards.values())
 
             await until(shared, f"{added} has its share", 60)
-            over = await ended(cluster, await cluster.admin("POST", "/admin/nodes/node-1/drain"))
+            order = await cluster.admin("POST", "/admin/nodes/node-1/drain")
+            leader = await cluster.coordinator_leader()
+            cluster.kill(leader)  # another one goes on with the drain
+            over = await ended(cluster, order)
+            await cluster.command("start", leader)
             assert (over["status"], over["steps_done"]) == ("DONE", over["steps_total"]), over
             assert all("node-1" not in one["replicas"] for one in (await cluster.shards()).values())
             await acks_grow(load, load.keys)
