@@ -112,6 +112,12 @@ BAD_ORDERS = [
     (MOVE, b'{"from_node_id": "node-1", "to_node_id": "node-9"}', MISSING, ("to_node_id", "'node-9'")),
     (MOVE, b'{"from_node_id": "node-9", "to_node_id": "node-1"}', MISSING, ("from_node_id", "'node-9'")),
     (MOVE, b'{"from_node_id": "", "to_node_id": "node-1"}', INVALID, ("from_node_id",)),
+    *(("/admin/ops/trigger", json.dumps({"operation": bad}).encode(), INVALID, ("operation",))
+      for bad in ("", "COMPACT", "NOPE", None, 1)),
+    *((path, b'{"target_shards": ["shard-0"]}', INVALID, ("target_shards", "whole cluster"))
+      for path in ("/admin/ops/rebalance", "/admin/shards/rebalance")),
+    ("/admin/ops/rebalance", b'{"target_nodes": "node-1"}', INVALID, ("target_nodes",)),
+    ("/admin/ops/rebalance", b'{"targets": []}', INVALID, ("targets", "no such field")),
     *((f"/admin/shards/shard-9/{order}", body, MISSING, ("shard_id", "'shard-9'"))
       for order, body in (("move", b'{"from_node_id": "node-1", "to_node_id": "node-2"}'), ("cancel", None))),
     ("/admin/shards/shard-0/cancel", None, UNMET, ("shard_id", "nothing to cancel")),
@@ -307,3 +313,18 @@ def test_the_description_describes_every_field(doors: Doors) -> None:
     assert not silent, silent
     assert described["components"]["securitySchemes"]
     assert len(described["paths"]) >= 15
+
+
+def test_kvdb_orders_for_a_rebalance_begin_one(doors: Doors) -> None:
+    body = b'{"operation": "rebalance", "parameters": {"a": "b"}, "target_shards": [], "target_nodes": null}'
+    for path in ("/admin/ops/trigger", "/admin/ops/rebalance", "/admin/shards/rebalance"):
+        status, told, headers = doors.admin.call("POST", path, body)
+        assert (status, told) == (200, json.loads(body)), told
+        status, operation, _ = doors.admin.call("GET", f"/admin/ops/{headers['x-operation-id']}")
+        assert (status, operation["operation"], operation["subject"]) == (200, "rebalance", "default"), operation
+    number = operation["id"]
+    doors.admin.call("POST", f"/admin/ops/{number}/cancel")
+    status, operation, _ = doors.admin.call("GET", f"/admin/ops/{number}")
+    assert operation["status"] in ("DONE", "CANCELLED") and operation["ended_ms"] >= operation["begun_ms"], operation
+    status, listed, _ = doors.admin.call("GET", "/admin/ops")
+    assert operation in listed["operations"]

@@ -223,6 +223,19 @@ class ReplicationFactorRequest(Request):
     replication_factor: CountOfShards = Field(description="From 1 to 16.")
 
 
+class TriggerRequest(Request):
+    """KvDB's order for work on the whole cluster."""
+
+    operation: StrictStr | None = Field(
+        default=None, description="REBALANCE, in any case; where the path says it, free."
+    )
+    parameters: dict[StrictStr, StrictStr] | None = Field(default=None, description="Accepted and ignored.")
+    target_shards: list[StrictStr] | None = Field(
+        default=None, description="Must be empty: the whole cluster is meant."
+    )
+    target_nodes: list[StrictStr] | None = Field(default=None, description="Must be empty: the whole cluster is meant.")
+
+
 class MoveRequest(Request):
     """Which replica goes where."""
 

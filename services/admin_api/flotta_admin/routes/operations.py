@@ -1,17 +1,21 @@
-"""/admin/ops and the orders that begin long work: drain, decommission, rebalance, replication factor, moves."""
+"""/admin/ops and the orders that begin long work: drain, decommission, rebalance, replication factor, moves.
+
+KvDB's orders are answered with themselves, as KvDB does; the number of the operation is in a header.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 from flotta_proto.flotta import operator_pb2 as pb
-from flotta_runtime.errors import NotFound
+from flotta_runtime.errors import InvalidArgument, NotFound
 
 from flotta_admin.core import convert, models
 from flotta_admin.http_errors import check_accepted
 from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, UNKNOWN, Context, NodeIdPath, ShardIdPath
 
+OPERATION_HEADER = "X-Operation-Id"
 OpNumber = Annotated[int, Path(ge=1, le=2**63 - 1, description="The operation's number.")]
 
 
@@ -49,6 +53,29 @@ def router(context: Context) -> APIRouter:
     async def rebalance() -> models.Order:
         """Let shards that were placed by hand be moved again, and level replicas and leaderships over the nodes."""
         return await order("Rebalance", pb.RebalanceRequest())
+
+    async def trigger_rebalance(body: models.TriggerRequest, answer: Response) -> models.TriggerRequest:
+        for field, targets in (("target_shards", body.target_shards), ("target_nodes", body.target_nodes)):
+            if targets:
+                raise InvalidArgument(f"{field}: a rebalance is of the whole cluster, so it must be empty", field=field)
+        made = (await rebalance()).operation
+        if made is not None:
+            answer.headers[OPERATION_HEADER] = str(made.id)
+        return body
+
+    @routes.post("/shards/rebalance", responses={**BAD_REQUEST, **CONFLICT})
+    @routes.post("/ops/rebalance", responses={**BAD_REQUEST, **CONFLICT})
+    async def rebalance_as_in_kvdb(body: models.TriggerRequest, answer: Response) -> models.TriggerRequest:
+        """As POST /admin/cluster/rebalance, with KvDB's body and answer."""
+        return await trigger_rebalance(body, answer)
+
+    @routes.post("/ops/trigger", responses={**BAD_REQUEST, **CONFLICT})
+    async def trigger(body: models.TriggerRequest, answer: Response) -> models.TriggerRequest:
+        """KvDB's order by name."""
+        if (body.operation or "").upper() != "REBALANCE":
+            shown = (body.operation or "")[:32]
+            raise InvalidArgument(f"operation: it must be REBALANCE, not {shown!r}", field="operation")
+        return await trigger_rebalance(body, answer)
 
     @routes.post("/cluster/replication-factor", responses={**BAD_REQUEST, **CONFLICT})
     async def replication_factor(body: models.ReplicationFactorRequest) -> models.Order:
