@@ -216,6 +216,7 @@ class RpcStats:
     # now
     connections: int
     calls: int  # in flight
+    waiting_calls: int  # of them, those that `poll` will return
     timers: int  # deadlines being waited for
     request_bytes: int  # of requests in work
     reply_bytes: int  # of replies not yet written
@@ -285,8 +286,9 @@ class RpcServer:
         list[tuple[int, int, int, bytes | tuple[_Received | None, float | None, RpcPeer] | None]],
         list[int],
     ]:
-        """Unary calls that arrived; stream events (kind, call, method, data), in order; unary calls that ended before
-        their answer. Metadata is the user's: nothing of gRPC's or HTTP's own."""
+        """Unary calls that arrived, as many as make a turn, of every connection some; stream events (kind, call,
+        method, data), in order; unary calls that ended before their answer. Metadata is the user's: nothing of gRPC's
+        or HTTP's own."""
     def reply_many(
         self, replies: Sequence[tuple[int, bytes] | tuple[int, int, str, bytes | None, _Metadata | None]]
     ) -> None:
@@ -309,8 +311,8 @@ class RpcServer:
     def stats(self) -> RpcStats: ...
     def notices(self) -> list[tuple[str, str, int]]:
         """(kind, address of the first, count) of attacks and faults since the last call, one a kind:
-        accept_failed, frame_flood, reset_flood, tls_failed, too_many_calls, too_many_connections,
-        unfinished_request, unread_connection, unread_replies, unread_reply."""
+        accept_failed, calls_wait, frame_flood, reset_flood, tls_failed, too_big, too_many_calls,
+        too_many_connections, unfinished_request, unread_connection, unread_replies, unread_reply."""
 
 @final
 class SimDisk:

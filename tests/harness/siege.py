@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -154,7 +155,10 @@ class Siege:
         finally:
             await client.close()
 
-    async def carry_out(self, attack: Attack, seconds: float, *, full: bool, alone_s: float) -> Outcome:
+    async def carry_out(
+        self, attack: Attack, seconds: float, *, full: bool, alone_s: float, also: Sequence[Attack] = ()
+    ) -> Outcome:
+        """`also`: attacks at the same time, whose answers are counted in."""
         pid, client = self.cluster.pid(self.member), Client(self.cluster.gateway_address())
         try:
             async with quiet_client(client) as alone:
@@ -162,7 +166,8 @@ class Siege:
             before, log_before = held(pid), len(self.cluster.log(self.member))
             reset_peak(pid)
             async with quiet_client(client) as beside:
-                seen = await self._attack(attack, seconds, full=full)
+                attacks = (self._attack(one, seconds, full=full) for one in (attack, *also))
+                seen = dict(sum(map(Counter, await asyncio.gather(*attacks)), Counter[str]()))
             after = await self._settled(pid, before)
         finally:
             await client.close()

@@ -16,6 +16,7 @@ from flotta_runtime.throttle import Throttle
 _GAUGES = {
     "connections": ("flotta_rpc_connections", "Connections that are open."),
     "calls": ("flotta_rpc_calls", "Calls in flight."),
+    "waiting_calls": ("flotta_rpc_waiting_calls", "Calls in flight that have come in whole and wait for their turn."),
     "request_bytes": ("flotta_rpc_request_bytes", "Bytes of requests in work."),
     "reply_bytes": ("flotta_rpc_reply_bytes", "Bytes of replies not yet written."),
 }
@@ -48,8 +49,10 @@ _REFUSED = {
 }
 _WORDS = {
     "accept_failed": "connections cannot be accepted",
+    "calls_wait": "calls wait: a client sends more than is served",
     "frame_flood": "a client floods its connection with frames that carry nothing",
     "reset_flood": "a client opens calls and resets them, over and over",
+    "too_big": "calls are refused: their messages are too big, packed or not",
     "too_many_calls": "calls are refused: too many are in flight",
     "too_many_connections": "connections are refused: there are too many",
     "unfinished_request": "a client leaves its requests unfinished",

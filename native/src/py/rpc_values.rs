@@ -68,6 +68,7 @@ pub fn peer_of<'py>(py: Python<'py>, conn: &Conn) -> PyResult<Bound<'py, RpcPeer
 pub struct RpcStats {
     connections: u64,
     calls: u64,
+    waiting_calls: u64,
     timers: u64,
     request_bytes: u64,
     reply_bytes: u64,
@@ -99,6 +100,7 @@ impl RpcStats {
         RpcStats {
             connections: server.connections_room.used(),
             calls: server.calls_room.used(),
+            waiting_calls: server.inbox.waiting_calls() as u64,
             timers: server.timers() as u64,
             request_bytes: server.request_bytes.used(),
             reply_bytes: server.reply_bytes.used(),

@@ -10,7 +10,7 @@ use super::headers::{Head, Metadata};
 use super::inbox::{Opening, StreamEvent, Unary, What};
 use super::reader::{Read, Reader};
 use super::server::Server;
-use super::status::{Status, CANCELLED, DEADLINE_EXCEEDED, INTERNAL};
+use super::status::{Status, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED};
 use super::writer::{Lost, Outcome, Writer};
 use bytes::Bytes;
 use h2::Reason;
@@ -155,7 +155,8 @@ impl Call {
         let (metadata, deadline, conn) = (self.metadata.take(), self.timer, self.conn.clone());
         let unary = Unary { call: self.id, method: self.method, message, metadata, deadline, conn };
         self.shown = true;
-        server.inbox.lock().unary.push(unary);
+        self.conn.share.begin_call();
+        server.inbox.lock().push(unary);
     }
 
     /// The call leaves Open, and not by Python's doing.
@@ -164,6 +165,7 @@ impl Call {
             if self.meter.is_some() {
                 self.event(server, What::Cancelled);
             } else {
+                self.conn.share.end_call();
                 server.inbox.lock().ended.push(self.id);
             }
         }
@@ -190,6 +192,8 @@ impl Call {
         self.reader.forget(server);
         if self.meter.is_some() {
             server.remove_meter(self.id);
+        } else if self.shown {
+            self.conn.share.end_with(payload.as_ref().map_or(0, Bytes::len));
         }
         if let Some(framed) = payload {
             self.writer.push(framed, &self.conn);
@@ -341,6 +345,9 @@ impl Call {
                     break;
                 }
                 Read::Failed(status) => {
+                    if status.code == RESOURCE_EXHAUSTED {
+                        server.notices.note("too_big", &self.conn.peer.address);
+                    }
                     self.refuse(server, status);
                     break;
                 }

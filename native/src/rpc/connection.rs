@@ -7,6 +7,7 @@
 use super::body::Chunk;
 use super::limits::Rate;
 use super::server::Server;
+use super::share::Share;
 use super::wire::Wire;
 use crate::peer::Peer;
 use h2::server::Connection;
@@ -60,7 +61,7 @@ pub struct Conn {
     pub server: Arc<Server>,
     /// What the face to Python keeps with a connection.
     pub face: OnceLock<Box<dyn Any + Send + Sync>>,
-    unwritten_bytes: AtomicU64,
+    pub share: Share,
     /// Of requests, taken while the peer's window stays closed for them: their handlers are slow.
     held_bytes: AtomicU64,
     read_at_ms: AtomicU64,
@@ -86,7 +87,7 @@ impl Conn {
             read_at_ms: AtomicU64::new(server.now_ms()),
             server,
             face: OnceLock::new(),
-            unwritten_bytes: AtomicU64::new(0),
+            share: Share::default(),
             held_bytes: AtomicU64::new(0),
             blocked_since_ms: AtomicU64::new(0),
             resets: Mutex::default(),
@@ -150,18 +151,16 @@ impl Conn {
         }
     }
 
-    pub fn unwritten_bytes(&self) -> u64 {
-        self.unwritten_bytes.load(Relaxed)
-    }
-
     pub fn add_unwritten(&self, bytes: usize) {
-        self.unwritten_bytes.fetch_add(bytes as u64, Relaxed);
+        self.share.add_unwritten(bytes);
         self.server.reply_bytes.take(bytes as u64);
     }
 
     pub fn give_back_unwritten(&self, bytes: usize) {
-        self.unwritten_bytes.fetch_sub(bytes as u64, Relaxed);
         self.server.reply_bytes.give_back(bytes as u64);
+        if self.share.give_back_unwritten(bytes) {
+            self.server.wake_pump();
+        }
     }
 
     /// What a call holds back has changed. Slow handlers must not use up the connection's window for all others, so

@@ -232,6 +232,11 @@ impl Server {
         self.ready.pump.notify_one();
     }
 
+    /// Something has changed that others wait for.
+    pub fn wake_pump(&self) {
+        self.ready.pump.notify_one();
+    }
+
     pub fn add_meter(&self, call: u64, meter: Arc<Meter>) {
         lock(&self.meters).insert(call, meter);
     }
@@ -302,7 +307,7 @@ impl Server {
         let head = parse_head(&parts.headers, self.options.metadata_bytes_max).map_err(Refusal::Status)?;
         // Only those who do not read their replies are turned away for replies that are not read.
         let share = self.options.reply_bytes_max / 8;
-        let unwritten_bytes = conn.unwritten_bytes();
+        let unwritten_bytes = conn.share.unwritten_bytes();
         if unwritten_bytes > share || (self.reply_bytes.is_full() && unwritten_bytes > 0) {
             self.reply_bytes.refuse();
             self.notices.note("unread_replies", &conn.peer.address);
