@@ -81,15 +81,21 @@ class Nodes:
         told = await self.client.cluster.ListDecisions(request, metadata=self.client.metadata, timeout=CALL_S)
         return [one.reason for one in told.decisions if words in one.reason]
 
+    async def decided_times(self, words: str, times: int) -> None:
+        async def so_often() -> bool:
+            return len(await self.decided(words)) >= times
+
+        await eventually(so_often, f"{words!r}, {times} times")
+
     async def explained(self) -> cluster_pb2.ExplainShardResponse:
         request = cluster_pb2.ExplainShardRequest(shard_id="shard-0")
         return await self.client.cluster.ExplainShard(request, metadata=self.client.metadata, timeout=CALL_S)
 
 
 @asynccontextmanager
-async def living(root: Path, count: int) -> AsyncIterator[Nodes]:
+async def living(root: Path, count: int, **settings: int) -> AsyncIterator[Nodes]:
     """One coordinator, one shard of three replicas on the first of so many nodes, all of them alive."""
-    cluster = Coordinators(root, 1, **HASTE)
+    cluster = Coordinators(root, 1, **{**HASTE, **settings})
     await cluster.start()
     try:
         client = cluster.client("c1")
@@ -138,6 +144,28 @@ async def test_a_move_that_comes_no_closer_goes_elsewhere_and_is_told_of_on_the_
             *("node-1", "node-3"),
             other.node_id,
         }
+
+
+async def test_a_replacement_goes_to_the_zone_that_has_none(tmp_path: Path) -> None:
+    async with living(tmp_path, 5) as nodes:
+        for node_id, zone in (("node-1", "a"), ("node-2", "b"), ("node-3", "c"), ("node-4", "a"), ("node-5", "b")):
+            assert (await nodes.client.register(node_id, f"{node_id}:8001", zone)).success
+        nodes.beating.remove("node-2")
+        targets = await eventually(nodes.targets, "node-2 is replaced")
+        assert {target.node_id for target in targets} == {"node-1", "node-3", "node-5"}
+        (reason,) = await nodes.decided("gets a replica on")
+        assert "node-5 (zone b)" in reason
+
+
+async def test_a_node_that_comes_and_goes_is_given_nothing_new_for_a_while(tmp_path: Path) -> None:
+    async with living(tmp_path, 4, settle_ms=2_000) as nodes:
+        for times in (1, 2):
+            nodes.beating.remove("node-4")
+            await nodes.decided_times("node-4 is SUSPECT", times)
+            nodes.beating.add("node-4")
+            await nodes.decided_times("node-4 was SUSPECT and sent a heartbeat", times)
+        (told,) = await eventually(lambda: nodes.decided("node-4 came back"), "the planner says so")
+        assert told == "node-4 came back 2 times lately: it is given nothing new before it has stayed for 4 s"
 
 
 async def test_a_shard_that_lost_its_quorum_is_only_reported(tmp_path: Path) -> None:
