@@ -13,6 +13,9 @@ use flotta_native::raft::recover::recover;
 use flotta_native::raft::segment::{self, Header};
 use flotta_native::raft::simdisk::SimDisk;
 use flotta_native::raft::wire;
+use flotta_native::rpc::codec::{unpack, Encoding};
+use flotta_native::rpc::deframer::Deframer;
+use flotta_native::rpc::frames::Frames;
 
 pub type Target = fn(&[u8]);
 pub const ALL: &[(&str, Target)] = &[
@@ -21,6 +24,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("raft_frame", raft_frame),
     ("raft_record", raft_record),
     ("raft_log", raft_log),
+    ("rpc_frames", rpc_frames),
+    ("rpc_messages", rpc_messages),
 ];
 
 const NODE: u32 = 2;
@@ -152,4 +157,62 @@ fn put_frame(segment: &mut Vec<u8>, flags: u8, body: &[u8], sequence: &mut u64) 
         frame[frame::HEADER_BYTES] ^= 1;
     }
     segment.extend_from_slice(&frame);
+}
+
+/// What a client of the RPC server sends passes `Frames`, in two pieces cut where the first two bytes say. However it is
+/// cut the same comes out, in the same length, and no more counts as idle than came.
+pub fn rpc_frames(input: &[u8]) {
+    let Some((at, stream)) = input.split_first_chunk::<2>() else { return };
+    let at = usize::from(u16::from_be_bytes(*at)).min(stream.len());
+    let whole = passed_frames(&[stream]);
+    assert_eq!(whole, passed_frames(&[&stream[..at], &stream[at..]]));
+    assert!(whole.len() <= stream.len() && whole.len() + 9 > stream.len());
+}
+
+fn passed_frames(pieces: &[&[u8]]) -> Vec<u8> {
+    let (mut frames, mut held, mut passed) = (Frames::default(), Vec::new(), Vec::new());
+    for piece in pieces {
+        held.extend_from_slice(piece);
+        let back = frames.look(&mut held);
+        let rest = held.split_off(held.len() - back);
+        passed.append(&mut held);
+        held = rest;
+    }
+    let counted = frames.take_counted();
+    assert!(counted.idle <= counted.frames);
+    passed
+}
+
+const MESSAGE_BYTES_MAX: usize = 1 << 12;
+const UNPACKED_BYTES_MAX: usize = 1 << 16;
+
+/// A request body: the first byte says how it is packed, the second where it is cut. However it is cut, the same messages
+/// come out, and none is larger than allowed.
+pub fn rpc_messages(input: &[u8]) {
+    let Some(([packing, at], body)) = input.split_first_chunk::<2>() else { return };
+    let names: [&[u8]; 5] = [b"identity", b"gzip", b"deflate", b"zstd", b"snappy"];
+    let Some(encoding) = Encoding::parse(names[usize::from(*packing) % names.len()]) else { return };
+    let at = usize::from(*at).min(body.len());
+    assert_eq!(messages(encoding, &[body]), messages(encoding, &[&body[..at], &body[at..]]));
+}
+
+/// Every message, `None` where it cannot be unpacked; the error that ended them.
+fn messages(encoding: Encoding, pieces: &[&[u8]]) -> (Vec<Option<Vec<u8>>>, Option<u32>) {
+    let (mut deframer, mut found) = (Deframer::new(MESSAGE_BYTES_MAX), Vec::new());
+    for piece in pieces {
+        deframer.feed(Bytes::copy_from_slice(piece));
+        loop {
+            match deframer.take() {
+                Ok(Some(frame)) if frame.compressed => {
+                    let unpacked = unpack(encoding, &frame.payload, UNPACKED_BYTES_MAX).ok();
+                    assert!(unpacked.as_ref().is_none_or(|message| message.len() <= UNPACKED_BYTES_MAX));
+                    found.push(unpacked);
+                }
+                Ok(Some(frame)) => found.push(Some(frame.payload.to_vec())),
+                Ok(None) => break,
+                Err(status) => return (found, Some(status.code)),
+            }
+        }
+    }
+    (found, None)
 }
