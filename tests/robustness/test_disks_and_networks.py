@@ -115,7 +115,8 @@ async def test_a_damaged_log_stops_the_start_and_a_torn_tail_does_not(tmp_path: 
             await cluster.command("start", victim)
             await acks_grow(load, load.keys)
         assert frames(segment)[: len(whole)] == whole
-        assert torn[:24] not in segment.read_bytes()[end : end + 24], "the torn tail is still there"
+        # Not its beginning: a frame that says the same may have been written in its place since.
+        assert torn[-100:] not in segment.read_bytes(), "the torn tail is still there"
         await whole_again(cluster, load)
         print(f"{refusal}{len(whole)} frames were kept, {len(torn)} bytes after them wiped")
 
