@@ -36,6 +36,7 @@ class HostOptions:
     entry_bytes_max: int = 32 << 20
     snapshot_timeout_ticks: int = 600
     timer_ms: int = 25  # how late a deadline may be noticed
+    apply_delay_ms: int = 0  # how long a follower's committed entries may wait for more of them
     limits: DriverLimits = field(default_factory=DriverLimits)
 
 
@@ -70,6 +71,7 @@ def open_replicas(
         segment_bytes=options.segment_bytes,
         entry_bytes_max=options.entry_bytes_max,
         snapshot_timeout_ticks=options.snapshot_timeout_ticks,
+        apply_delay_ms=options.apply_delay_ms,
     )
     try:
         return _attach(host, data_dir, machines, send, options, failpoints)

@@ -193,7 +193,11 @@ def open_backend(shared: Shared) -> Backend:
             identity.node_num,
             machines,
             shared.transport,
-            options=HostOptions(tick_ms=shared.settings.tick_ms, election_ticks=shared.settings.election_ticks),
+            options=HostOptions(
+                tick_ms=shared.settings.tick_ms,
+                election_ticks=shared.settings.election_ticks,
+                apply_delay_ms=shared.settings.apply_delay_ms,
+            ),
             failpoints=shared.failpoints,
             turns=shared.turns,
         )

@@ -89,6 +89,13 @@ class StorageSettings(GrpcSettings):
     election_ticks: int = Field(
         default=10, ge=5, le=1_000, description="Ticks without a leader after which a replica stands for election."
     )
+    apply_delay_ms: int = Field(
+        default=5,
+        ge=0,
+        le=1_000,
+        description="Committed entries of a follower wait so long for more, and are applied together. EVENTUAL reads "
+        "there may be as much older; nothing else waits.",
+    )
 
     @model_validator(mode="after")
     def _tls_fits(self) -> Self:
