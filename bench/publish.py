@@ -29,6 +29,7 @@ TITLES = {
     "values": "Value sizes",
     "nodes": "Storage nodes",
     "startup": "Start-up",
+    "links": "Links beside gRPC streams",
     "soak": "Soak",
 }
 CHARTS = {"core": "performance.svg", "saturation": "saturation.svg"}

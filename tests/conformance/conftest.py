@@ -1,5 +1,5 @@
-"""One cluster of processes for all tests of this folder: 3 coordinators, 3 nodes, 2 shards of 2 replicas;
-one for each transport.
+"""One cluster of processes for all tests of this folder, and one after the other for each transport: 3 coordinators,
+3 nodes, 2 shards of 2 replicas.
 
 At the end no process may have logged an error or a traceback: bad input is the caller's mistake, and never surprises.
 """
@@ -14,6 +14,12 @@ from flotta_runtime.settings import Transport
 from process_cluster import ProcessCluster
 
 SURPRISES = ('"level": "error"', '"level": "critical"', "Traceback")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These come last: the cluster would go on beside all other tests otherwise."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: here in item.path.parents)
 
 
 @pytest.fixture(scope="session", params=["native", "grpcio"])

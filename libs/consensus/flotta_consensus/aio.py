@@ -65,6 +65,7 @@ class GroupHost:
         self._lifecycle: set[asyncio.Future[None]] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._ending = asyncio.Event()
+        self._closed_because: str | None = None
         self._ended = asyncio.Event()
         self._error: BaseException | None = None
         self._started = False
@@ -184,8 +185,15 @@ class GroupHost:
         return found[0] if found else None
 
     async def statuses(self, groups: Sequence[int] | None = None) -> list[flotta_native.GroupStatus]:
-        """Of all replicas, or of some (those that are gone are missing)."""
-        return await self._jobs.statuses(groups)
+        """Of all replicas, or of some (those that are gone are missing). HostClosed says why there are none."""
+        try:
+            return await self._jobs.statuses(groups)
+        except (RuntimeError, asyncio.CancelledError) as error:
+            # The threads may have ended before this host's own task could tell why.
+            task = asyncio.current_task()
+            if self._closed_because is None or (task is not None and task.cancelling()):
+                raise
+            raise HostClosed(self._closed_because) from error
 
     def log_stats(self) -> flotta_native.LogStats:
         return self._host.log_stats()
@@ -289,6 +297,7 @@ class GroupHost:
         if self._ending.is_set():
             return
         self._ending.set()
+        self._closed_because = reason
         self._driver.close(reason)
         for future in self._lifecycle:
             if not future.done():

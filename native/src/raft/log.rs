@@ -202,8 +202,10 @@ impl Log {
             return Err(Fatal::Broken(format!("a log frame of {} bytes", self.buffer.len())));
         }
         frame::seal(&mut self.buffer, self.next_sequence, self.header.salt);
-        let name = segment::name(self.header.number);
-        let failed = |what: &str, error: io::Error| Fatal::disk(&format!("{what} {name}"), &error);
+        let (files, number) = (&self.files, self.header.number);
+        let failed = |what: &str, error: io::Error| {
+            Fatal::disk(&format!("{what} {}", files.describe(&segment::name(number))), &error)
+        };
         self.file.write_at(self.offset, &self.buffer).map_err(|error| failed("writing", error))?;
         self.failpoints.pass(points::AFTER_APPEND)?;
         self.failpoints.pass(points::BEFORE_SYNC)?;
@@ -225,14 +227,14 @@ impl Log {
     /// Go on in a new segment. Everything in the old one is durable already.
     fn rotate(&mut self) -> Result<(), Fatal> {
         self.failpoints.pass(points::BEFORE_ROTATE)?;
+        let next = self.next_header();
         let made = match self.spare.take() {
             Some(spare) => spare.join().unwrap_or_else(|_| Err(io::Error::other("preparing it panicked"))),
-            None => {
-                let header = self.next_header();
-                segment::create(&*self.files, header).map(|file| (header, file))
-            }
+            None => segment::create(&*self.files, next).map(|file| (next, file)),
         };
-        let (header, file) = made.map_err(|error| Fatal::disk("making a new segment", &error))?;
+        let (header, file) = made.map_err(|error| {
+            Fatal::disk(&format!("making {}", self.files.describe(&segment::name(next.number))), &error)
+        })?;
         self.header = header;
         self.file = file;
         self.offset = segment::HEADER_BYTES as u64;
@@ -300,7 +302,7 @@ impl Log {
             self.files
                 .remove(&name)
                 .and_then(|()| self.files.sync_dir())
-                .map_err(|error| Fatal::disk(&format!("removing {name}"), &error))?;
+                .map_err(|error| Fatal::disk(&format!("removing {}", self.files.describe(&name)), &error))?;
             self.segments.remove(&oldest);
             self.stats.removed += 1;
         }

@@ -204,6 +204,9 @@ def open_backend(shared: Shared) -> Backend:
     except (RecordsError, MissingMachine, SnapshotDamaged, flotta_native.LogCorruption) as error:
         engine.close()
         raise StartupError(str(error)) from error
+    except OSError as error:
+        engine.close()
+        raise StartupError(f"data directory {directory.path} cannot be used: {error}") from error
     except ValueError as error:
         engine.close()
         raise StartupError(f"the Raft log and the rows in {directory.path} do not fit together: {error}") from error

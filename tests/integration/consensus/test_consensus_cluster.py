@@ -276,6 +276,8 @@ async def test_a_host_that_is_gone_ends_the_run_and_leaves_nobody_waiting(cluste
     assert isinstance(await reading, Rejected)
     with pytest.raises((HostClosed, HostFailed)):
         await removing
+    with pytest.raises(HostClosed, match="the host failed: "):
+        await process.host.statuses()
 
 
 async def test_a_lone_voter_serves_alone(cluster: Cluster) -> None:
