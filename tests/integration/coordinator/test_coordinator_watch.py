@@ -72,6 +72,7 @@ async def test_a_watcher_resumes_or_resyncs(one: Coordinators) -> None:
     assert ahead.HasField("full_state") and ahead.new_map_version == 5
     await one.stop()
     await one.start()
+    await one.leader()
     # After a restart the history is gone; only what came since can be told as a delta.
     behind = await anext(client.watch(3))
     assert behind.HasField("full_state") and len(behind.full_state.nodes) == 5
