@@ -39,6 +39,8 @@ __all__ = ["GroupHost", "HostClosed", "HostOptions", "MissingMachine"]
 T = TypeVar("T")
 
 SETTLING_SECONDS = 0.005
+IDLE_BEATS = 10
+"""Of the timer, between two turns that nobody asked for."""
 
 
 class HostClosed(RuntimeError):
@@ -365,9 +367,13 @@ class GroupHost:
         self._wake()
 
     async def _keep_time(self) -> None:
+        """A deadline is noticed `timer_ms` late at most. While nobody waits there is none."""
+        beats = 0
         while True:
             await asyncio.sleep(self._options.timer_ms / 1000)
-            self._turn()
+            beats += 1
+            if self._driver.waiting() or beats % IDLE_BEATS == 0:
+                self._turn()
 
     def _report(self, event: HostEvent) -> None:
         for report in self._event_callbacks:
