@@ -27,7 +27,7 @@ from flotta_storage.core.moves import (
     next_step,
     progress_of,
 )
-from flotta_storage.core.reads import next_expiry_ms
+from flotta_storage.expiries import Expiries
 from flotta_storage.map_model import MapModel
 from flotta_storage.replica_table import Replica, ReplicaTable
 from flotta_storage.stamping import StampSource
@@ -63,6 +63,7 @@ class LeaderDuties:
         self._transferred_ms: dict[int, int] = {}
         self._told: dict[int, str] = {}
         self._busy: set[int] = set()
+        self._expiries = Expiries()
         self._progress: dict[int, Progress] = {}
         self._log = get_logger("storage.moves")
         self.transfers = 0
@@ -76,9 +77,12 @@ class LeaderDuties:
                 await asyncio.sleep(self._duties_ms / 1000)
                 stamp_ms = self._stamp_ms()
                 for replica in self._replicas:
-                    if replica.group in self._busy or not self.leads(replica):
+                    if replica.group in self._busy:
                         continue
-                    intent, due = self._intent(replica), _is_due(replica, stamp_ms)
+                    if not self.leads(replica):
+                        self._expiries.forget(replica.group)
+                        continue
+                    intent, due = self._intent(replica), self._expiries.is_due(replica, stamp_ms)
                     if intent is None:
                         self._progress.pop(replica.group, None)
                     if intent is not None or due:
@@ -189,9 +193,3 @@ class LeaderDuties:
         outcome = await self._host.propose(replica.group, payload, EXPIRE_TIMEOUT_MS)
         if isinstance(outcome, Committed):
             self.swept += outcome.result.swept
-
-
-def _is_due(replica: Replica, stamp_ms: int) -> bool:
-    """Never without a stamp: sweeping is only for space, and can wait until time goes on."""
-    due_ms = next_expiry_ms(replica.machine.view())
-    return due_ms is not None and due_ms <= stamp_ms
