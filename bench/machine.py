@@ -1,4 +1,4 @@
-"""What the kernel knows of the machine and of single processes: CPU, memory, open files, threads, free ports.
+"""What the kernel knows of the machine and of single processes: CPU, memory, open files, threads, open ports.
 
 CPU times are the scheduler's, read from /proc in ticks of 10 ms; a figure per operation needs a run of seconds.
 """
@@ -14,10 +14,6 @@ from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-HTTP_OFFSET = 10_000
-PORTS = range(12_000, 22_000)  # these and their HTTP twins lie below the ports the system hands out by itself
-PORT_BLOCK = 16
-_claims: list[socket.socket] = []
 
 
 @dataclass(frozen=True)
@@ -69,39 +65,6 @@ def describe() -> dict[str, str | int]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     return {"cores": os.cpu_count() or 0, "model": model, "kernel": os.uname().release}
-
-
-def free_base_port() -> int:
-    """The first of PORT_BLOCK consecutive ports that are free, as are their HTTP twins, claimed for this process."""
-    blocks = range(PORTS.start, PORTS.stop, PORT_BLOCK)
-    first = os.getpid() % len(blocks)
-    for base in [*blocks[first:], *blocks[:first]]:
-        ports = range(base, base + PORT_BLOCK)
-        if _claim(base) and all(_free(port) and _free(port + HTTP_OFFSET) for port in ports):
-            return int(base)
-    raise SystemExit(f"error: no {PORT_BLOCK} free ports in {PORTS}")
-
-
-def _claim(base: int) -> bool:
-    """The same names as the test harness claims, so that a benchmark and tests keep out of each other's way."""
-    claim = socket.socket(socket.AF_UNIX)
-    try:
-        claim.bind(f"\0flotta-test-ports-{base}")
-    except OSError:
-        claim.close()
-        return False
-    _claims.append(claim)
-    return True
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def wait_for_port(port: int, seconds: float = 30) -> None:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from flotta import AsyncClient
-from machine import HTTP_OFFSET, alive, cpu_s, free_base_port, wait_for_port
+from free_ports import HTTP_OFFSET, free_base_port
+from machine import alive, cpu_s, wait_for_port
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOTTA_SERVICES = ("COORDINATOR", "STORAGE", "GATEWAY")

@@ -18,7 +18,7 @@ from flotta_proto.flotta import cluster_pb2
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb import gateway_pb2
 from flotta_runtime.settings import Transport
-from process_cluster import free_base_port
+from free_ports import free_base_port
 
 TOKEN, KEY = "empty-cluster-token", "empty-cluster-key"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from conformance_support import Doors, changes_nothing
-from process_cluster import free_base_port
+from free_ports import free_base_port
 
 SERVICES = ("coordinator", "storage", "gateway", "admin")
 ANY_PORT = "127.0.0.1:0"

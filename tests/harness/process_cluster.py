@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,48 +22,9 @@ from flotta_proto.flotta import storage_pb2, storage_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2, coordinator_pb2_grpc, gateway_pb2, gateway_pb2_grpc
 from flotta_runtime.settings import Transport
 from flotta_runtime.tls import Tls, TlsFiles, client_tls, open_channel
+from free_ports import free_base_port
 
 ROOT = Path(__file__).resolve().parents[2]
-HTTP_OFFSET = 10_000
-
-
-PORTS = range(12_000, 22_000)  # these and their HTTP twins lie below the ports the system hands out by itself
-PORT_BLOCK = 16
-_claims: list[socket.socket] = []
-
-
-def free_base_port(count: int) -> int:
-    """The first of `count` consecutive ports that are free, as are their HTTP twins, claimed for this process."""
-    if count > PORT_BLOCK:
-        raise ValueError(f"{count} ports; a block has {PORT_BLOCK}")
-    blocks = range(PORTS.start, PORTS.stop, PORT_BLOCK)
-    first = os.getpid() % len(blocks)
-    for base in [*blocks[first:], *blocks[:first]]:
-        if _claim(base) and all(_free(port) and _free(port + HTTP_OFFSET) for port in range(base, base + count)):
-            return int(base)
-    raise RuntimeError(f"no {count} free ports in {PORTS}")
-
-
-def _claim(base: int) -> bool:
-    """No other test process gets this block before it is bound; ends with this process."""
-    claim = socket.socket(socket.AF_UNIX)
-    try:
-        claim.bind(f"\0flotta-test-ports-{base}")
-    except OSError:
-        claim.close()
-        return False
-    _claims.append(claim)
-    return True
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 class ProcessCluster:
@@ -83,7 +43,7 @@ class ProcessCluster:
         tls: TlsFiles | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        base = free_base_port(16)
+        base = free_base_port()
         self.coordinator_port, self.node_port = base, base + 4
         self.gateway_port, self.admin_port = base + 10, base + 14
         self.coordinators, self.nodes, self.gateways = 3, nodes, gateways

@@ -22,7 +22,8 @@ import pytest
 from flotta import AsyncClient, FlottaError
 from flotta_proto.kvdb import gateway_pb2, gateway_pb2_grpc
 from flotta_runtime.settings import Transport
-from process_cluster import HTTP_OFFSET, ProcessCluster, replicas_equal, running, until
+from free_ports import HTTP_OFFSET
+from process_cluster import ProcessCluster, replicas_equal, running, until
 
 WORKERS = 8
 SHARDS = 4
