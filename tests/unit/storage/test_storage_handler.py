@@ -49,6 +49,7 @@ class ScriptedGroups:
         self.read_outcome: ReadOutcome | None = None
         self.leads = True
         self.fresh: int | None = None
+        self.on_barrier: Callable[[], object] = lambda: None  # what is applied while a barrier is under way
 
     def propose_many_with(self, group: int, payloads: Sequence[bytes], done: Any, timeout_ms: int) -> None:
         self.proposals.append((len(payloads), timeout_ms))
@@ -62,6 +63,7 @@ class ScriptedGroups:
 
     def read_barrier_with(self, group: int, done: Any, timeout_ms: int) -> None:
         self.barriers.append(timeout_ms)
+        self.on_barrier()
         done(self.read_outcome or ReadReady(self.machine.applied_index()))
 
     def role(self, group: int) -> RoleChange:
@@ -288,6 +290,29 @@ def test_weaker_reads_need_no_barrier_as_long_as_the_state_is_good_enough() -> N
     setup.clock.advance(1)
     setup.run(get(consistency=eventual, max_staleness_ms=50))
     assert len(setup.groups.barriers) == 3
+
+
+def test_a_session_revision_that_the_shard_never_reached_is_refused_after_a_barrier() -> None:
+    setup = Setup()
+    (written,) = setup.run(put())
+    session = {"consistency": gateway_pb2.EVENTUAL, "read_mode": gateway_pb2.READ_YOUR_WRITES}
+    for key in (b"k", b"absent"):
+        (reply,) = setup.run(get(key, **session, session_revision=written.revision + 1))
+        assert (reply.code, reply.value) == (Status.PRECONDITION_FAILED, b"")
+        assert f"session_revision is {written.revision + 1}" in reply.message and str(written.revision) in reply.message
+    assert len(setup.groups.barriers) == 2
+    assert setup.budget.operations == 0
+
+
+def test_a_session_read_is_answered_once_the_barrier_brought_its_revision() -> None:
+    """A follower that lags: the revision is there when the barrier has completed, so it is no error."""
+    setup = Setup()
+    (first,) = setup.run(put())
+    newer = put(value=b"newer", shard_id="shard-0")
+    setup.groups.on_barrier = lambda: setup.handler.handle([newer], lambda replies: None)
+    session = {"consistency": gateway_pb2.EVENTUAL, "read_mode": gateway_pb2.READ_YOUR_WRITES}
+    (reply,) = setup.run(get(**session, session_revision=first.revision + 1))
+    assert (reply.code, reply.value, reply.guarantee) == (Status.OK, b"newer", pb.SESSION)
 
 
 def test_overload_is_refused_at_the_door() -> None:
