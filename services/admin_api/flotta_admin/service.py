@@ -9,6 +9,7 @@ from flotta_runtime.errors import FlottaError
 from flotta_runtime.http import HttpServer
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.rates import Rates
 from flotta_runtime.server import dialer
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls_watch import follow_files
@@ -39,7 +40,9 @@ class AdminService:
         )
         self._probe = NodeProbe(dialer(None, self._tls), settings.ping_timeout_ms)
         context = Context(self._coordinators, self._probe, self.metrics, SYSTEM_CLOCK, lambda: self._readiness)
-        guard = Guard(make_app(context), settings.key(), settings.networks(), self.metrics)
+        per_minute = settings.rate_limit_per_minute
+        rates = Rates(per_minute / 60, per_minute) if settings.rate_limit_enabled else None
+        guard = Guard(make_app(context), settings.key(), settings.networks(), self.metrics, SYSTEM_CLOCK, rates)
         self._http = HttpServer(
             guard,
             settings.listen,

@@ -34,6 +34,7 @@ Responses = dict[int | str, dict[str, Any]]
 GUARDED: Responses = {
     401: {"model": GuardBody, "description": "The header X-Admin-Api-Key is missing or wrong."},
     403: {"model": GuardBody, "description": "The caller's address is not on the allowlist."},
+    429: {"description": "The caller's address has a rate, and is over it.", "content": {"text/plain": {}}},
 }
 COORDINATOR: Responses = {
     502: {"model": ErrorBody, "description": "The coordinators refuse this service's internal token."},
