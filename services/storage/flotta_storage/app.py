@@ -220,7 +220,8 @@ class StorageNode:
             self._turns.soon,
         )
         self._shards.host = backend.host
-        self._telemetry.watch_host(backend.health, backend.duties)
+        self._shards.compactor = backend.compactor
+        self._telemetry.watch_host(backend.health, backend.duties, backend.compactor)
         self.handler.attach(backend.host, reads)
         if hello:
             self._supervisor.spawn("hello", self._introduce())

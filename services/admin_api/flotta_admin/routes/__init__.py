@@ -12,7 +12,7 @@ from flotta_runtime.metrics import Metrics
 
 from flotta_admin.coordinator import Coordinators
 from flotta_admin.core.models import ErrorBody, GuardBody
-from flotta_admin.probe import NodeProbe
+from flotta_admin.probe import NodeOrders, NodeProbe
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Context:
 
     coordinators: Coordinators
     probe: NodeProbe
+    orders: NodeOrders
     metrics: Metrics
     clock: Clock
     readiness: Callable[[], tuple[bool, str]]
