@@ -39,6 +39,11 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     *((method, {}, ("Key cannot be empty",)) for method in REPLIES),
     *((method, {"key": b"k" * (KEY_MAX + 1)}, ("key", "1025", "1024")) for method in REPLIES),
     *((method, {"key": b"k", "ctx": CONTEXT_257}, ("ctx.request_id", "257", "256")) for method in REPLIES),
+    *(
+        (method, {"key": b"k", "ctx": pb.RequestContext(**{name: "x" * 257})}, (f"ctx.{name}", "257", "256"))
+        for method in REPLIES
+        for name in ("tenant_id", "principal")
+    ),
     ("Get", {"key": b"k", "options": pb.ReadOptions(consistency=77)}, ("options.consistency", "77")),  # type: ignore[arg-type]
     ("Get", {"key": b"k", "options": pb.ReadOptions(read_mode=-1)}, ("options.read_mode", "-1")),  # type: ignore[arg-type]
     *(

@@ -22,6 +22,7 @@ from flotta_runtime.tls_watch import follow_files
 from flotta_runtime.turns import Turns
 
 from flotta_gateway.batch_service import GatewayBatches
+from flotta_gateway.callers import Callers
 from flotta_gateway.core.deadlines import Patience
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
@@ -49,6 +50,9 @@ class Gateway:
         token = settings.token()
         self.metrics = Metrics("gateway")
         telemetry = Telemetry(self.metrics)
+        callers = Callers(
+            self.metrics, tenant_rate=settings.tenant_rate_max, principal_rate=settings.principal_rate_max
+        )
         self._supervisor = Supervisor("gateway")
         self._tls = settings.tls()
         self.maps = MapCache(
@@ -87,6 +91,7 @@ class Gateway:
                 bytes_max=settings.request_bytes_max,
                 attempt_ms=settings.attempt_ms,
             ),
+            callers,
         )
         self.links.events = self.dispatcher
         telemetry.watch(self.dispatcher, self.maps, self.links)

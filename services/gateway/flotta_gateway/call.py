@@ -60,6 +60,14 @@ class Maps(Protocol):
     def refresh_soon(self) -> None: ...
 
 
+class Admission(Protocol):
+    """Who may ask, and how often."""
+
+    def admit(self, request: Request, now_ms: float) -> None:
+        """Raise RateLimited for a request that is not to be begun."""
+        ...
+
+
 class Observer(Protocol):
     """What is counted."""
 

@@ -20,7 +20,7 @@ from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.clock import Clock
 from flotta_runtime.errors import FlottaError, KvCode, RateLimited, Unavailable
 
-from flotta_gateway.call import Call, Links, Maps, Observer
+from flotta_gateway.call import Admission, Call, Links, Maps, Observer
 from flotta_gateway.core import replies, retry, routing
 from flotta_gateway.core.deadlines import DeadlineWheel
 from flotta_gateway.core.operations import operation_of
@@ -60,6 +60,7 @@ class Dispatcher:
         jitter: Callable[[], float],
         limits: Limits,
         options: DispatcherOptions,
+        admission: Admission | None = None,
     ) -> None:
         self._maps = maps
         self._links = links
@@ -68,6 +69,7 @@ class Dispatcher:
         self._jitter = jitter
         self._limits = limits
         self._options = options
+        self._admission = admission
         self._wheel: DeadlineWheel[Call] = DeadlineWheel(TICK_MS)
         self._ticker: asyncio.TimerHandle | None = None
         self._parked: dict[Call, None] = {}
@@ -96,7 +98,7 @@ class Dispatcher:
         routes = current.routes_of([call.key for call in calls])
         for call, route in zip(calls, routes, strict=True):
             try:
-                self._admit(call, no_shards)
+                self._admit(call, no_shards, now_ms)
             except FlottaError as error:
                 self._finish(call, replies.failure_response(call.kind, replies.refusal(error)), int(error.kv_code))
                 continue
@@ -161,9 +163,11 @@ class Dispatcher:
 
     # From here on: one call's way
 
-    def _admit(self, call: Call, no_shards: bool) -> None:
+    def _admit(self, call: Call, no_shards: bool, now_ms: float) -> None:
         """Raise for a call that cannot be taken; count it otherwise."""
         operation = operation_of(call.request, self._limits)
+        if self._admission is not None:
+            self._admission.admit(call.request, now_ms)
         size = len(call.key) + len(operation.value)
         options = self._options
         if len(self._wheel) >= options.calls_max or (self._bytes and self._bytes + size > options.bytes_max):

@@ -43,6 +43,18 @@ class GatewaySettings(GrpcSettings):
     request_bytes_max: SizeBytes = Field(
         default=256 * 1024 * 1024, description="Bytes of keys and values in open requests; above that RATE_LIMITED."
     )
+    tenant_rate_max: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        description="Requests a second for each ctx.tenant_id, and at once; above that RATE_LIMITED. 0: no limit.",
+    )
+    principal_rate_max: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        description="Requests a second for each ctx.principal of a tenant, and at once. 0: no limit.",
+    )
     batch_items_max: int = Field(
         default=1_000, ge=1, le=10_000, description="Items of one Kv/Batch request; more are INVALID_ARGUMENT."
     )
