@@ -68,6 +68,14 @@ class Admission(Protocol):
         ...
 
 
+class Traces(Protocol):
+    """Who is told of requests that their clients trace."""
+
+    def follow(self, call: Call, operation: Operation) -> None:
+        """Tell what becomes of the call; its operation gets another trace context, if any."""
+        ...
+
+
 class Observer(Protocol):
     """What is counted."""
 

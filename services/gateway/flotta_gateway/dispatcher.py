@@ -20,7 +20,7 @@ from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.clock import Clock
 from flotta_runtime.errors import FlottaError, KvCode, RateLimited, Unavailable
 
-from flotta_gateway.call import Admission, Call, Links, Maps, Observer
+from flotta_gateway.call import Admission, Call, Links, Maps, Observer, Traces
 from flotta_gateway.core import replies, retry, routing
 from flotta_gateway.core.deadlines import DeadlineWheel
 from flotta_gateway.core.operations import operation_of
@@ -61,6 +61,7 @@ class Dispatcher:
         limits: Limits,
         options: DispatcherOptions,
         admission: Admission | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._maps = maps
         self._links = links
@@ -70,6 +71,7 @@ class Dispatcher:
         self._limits = limits
         self._options = options
         self._admission = admission
+        self._traces = traces
         self._wheel: DeadlineWheel[Call] = DeadlineWheel(TICK_MS)
         self._ticker: asyncio.TimerHandle | None = None
         self._parked: dict[Call, None] = {}
@@ -166,6 +168,8 @@ class Dispatcher:
     def _admit(self, call: Call, no_shards: bool, now_ms: float) -> None:
         """Raise for a call that cannot be taken; count it otherwise."""
         operation = operation_of(call.request, self._limits)
+        if self._traces is not None and operation.traceparent:
+            self._traces.follow(call, operation)
         if self._admission is not None:
             self._admission.admit(call.request, now_ms)
         size = len(call.key) + len(operation.value)

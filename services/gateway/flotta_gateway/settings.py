@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from flotta_runtime.server import MESSAGE_BYTES_MAX
-from flotta_runtime.settings import AddressList, DurationMs, GrpcSettings, ListenAddress, SizeBytes, env
+from flotta_runtime.settings import AddressList, DurationMs, ListenAddress, SizeBytes, TracedSettings, env
 from pydantic import Field
 
 from flotta_gateway.core.validation import VALUE_BYTES_MAX
 
 
-class GatewaySettings(GrpcSettings):
+class GatewaySettings(TracedSettings):
     """Settings of a gateway. It keeps no data: any number of them serve the same cluster."""
 
     service: ClassVar[str] = "gateway"
