@@ -47,6 +47,10 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("Get", {"key": b"k", "options": pb.ReadOptions(consistency=77)}, ("options.consistency", "77")),  # type: ignore[arg-type]
     ("Get", {"key": b"k", "options": pb.ReadOptions(read_mode=-1)}, ("options.read_mode", "-1")),  # type: ignore[arg-type]
     *(
+        ("Get", {"key": b"k", "options": pb.ReadOptions(session_revision=5, read_mode=mode)}, ("session_revision",))
+        for mode in (pb.READ_MODE_UNSPECIFIED, pb.LOW_LATENCY)
+    ),
+    *(
         (method, {"key": b"k", "options": pb.WriteOptions(durability=9)}, ("options.durability", "9"))  # type: ignore[arg-type]
         for method in ("Put", "Delete")
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flotta_proto.kvdb.gateway_pb2 import (
+    READ_YOUR_WRITES,
     Consistency,
     DeleteRequest,
     GetRequest,
@@ -46,6 +47,11 @@ def check_get(request: GetRequest) -> None:
         options = request.options
         _check_enum("options.consistency", options.consistency, _CONSISTENCIES)
         _check_enum("options.read_mode", options.read_mode, _READ_MODES)
+        if options.session_revision and options.read_mode != READ_YOUR_WRITES:
+            raise InvalidArgument(
+                "options.session_revision needs options.read_mode READ_YOUR_WRITES; without it, it would not be kept",
+                field="options.session_revision",
+            )
 
 
 def check_put(request: PutRequest, limits: Limits) -> None:
