@@ -202,6 +202,8 @@ class Dispatcher:
         address = to
         if route is not None and not to:
             address = routing.next_address(route, call.any_replica, self._spread, call.history.tried)
+            if call.any_replica and not call.history.tried and routing.wants_the_quickest(operation):
+                address = self._quickest(route, batches)
         if route is None or not address:
             self._maps.refresh_soon()
             self._failed(call, self._nowhere(route), now_ms, batches)
@@ -221,6 +223,13 @@ class Dispatcher:
         if batch is None:
             batch = batches[link] = []
         batch.append(attempt)
+
+    def _quickest(self, route: Route, batches: _Batches) -> str:
+        def work(address: str) -> tuple[bool, int]:
+            link = self._links.link_to(address)
+            return not link.up, link.operations_open + len(batches.get(link, ()))
+
+        return routing.quickest(route, self._spread, work)
 
     def _send(self, batches: _Batches, now_ms: float) -> None:
         """Hand each link its batch. What a link refuses may make further batches; each pass uses up attempts."""

@@ -28,6 +28,11 @@ class Node:
         self.address = address
         self.batches: list[list[Attempt[Call]]] = []
         self.forgotten = 0
+        self.up = True
+
+    @property
+    def operations_open(self) -> int:
+        return sum(map(len, self.batches))
 
     def submit(self, attempts: Sequence[Attempt[Call]]) -> None:
         self.batches.append(list(attempts))
