@@ -113,7 +113,7 @@ BAD_ORDERS = [
     (MOVE, b'{"from_node_id": "node-9", "to_node_id": "node-1"}', MISSING, ("from_node_id", "'node-9'")),
     (MOVE, b'{"from_node_id": "", "to_node_id": "node-1"}', INVALID, ("from_node_id",)),
     *(("/admin/ops/trigger", json.dumps({"operation": bad}).encode(), INVALID, ("operation",))
-      for bad in ("", "COMPACT", "NOPE", None, 1)),
+      for bad in ("", "NOPE", None, 1)),
     *((path, b'{"target_shards": ["shard-0"]}', INVALID, ("target_shards", "whole cluster"))
       for path in ("/admin/ops/rebalance", "/admin/shards/rebalance")),
     ("/admin/ops/rebalance", b'{"target_nodes": "node-1"}', INVALID, ("target_nodes",)),
@@ -328,3 +328,23 @@ def test_kvdb_orders_for_a_rebalance_begin_one(doors: Doors) -> None:
     assert operation["status"] in ("DONE", "CANCELLED") and operation["ended_ms"] >= operation["begun_ms"], operation
     status, listed, _ = doors.admin.call("GET", "/admin/ops")
     assert operation in listed["operations"]
+
+
+def test_kvdb_orders_to_compact_reach_every_replica(doors: Doors) -> None:
+    replicas = sum(len(shard.replicas) for shard in doors.state().shards.values())
+    for path, body in (("compact", b"{}"), ("trigger", b'{"operation": "COMPACT"}')):
+        status, told, headers = doors.admin.call("POST", f"/admin/ops/{path}", body)
+        assert (status, headers.get("x-replicas")) == (200, str(replicas)), told
+    status, told, headers = doors.admin.call("POST", "/admin/ops/compact", b'{"target_shards": ["shard-0"]}')
+    assert headers["x-replicas"] == str(len(doors.state().shards["shard-0"].replicas)), told
+
+
+def test_the_configuration_that_was_read_can_be_sent_back(doors: Doors) -> None:
+    def send() -> None:
+        _, config, _ = doors.admin.call("GET", "/admin/config")
+        assert doors.admin.json("POST", "/admin/config", config) == (200, config)
+        status, told = doors.admin.json("POST", "/admin/config", {"num_shards": config["num_shards"] + 1})
+        assert (status, told["error"]) == (412, "PRECONDITION_FAILED")
+        names(told["message"], "num_shards", str(config["num_shards"]))
+
+    changes_nothing(doors, send)

@@ -39,8 +39,17 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     *((method, {}, ("Key cannot be empty",)) for method in REPLIES),
     *((method, {"key": b"k" * (KEY_MAX + 1)}, ("key", "1025", "1024")) for method in REPLIES),
     *((method, {"key": b"k", "ctx": CONTEXT_257}, ("ctx.request_id", "257", "256")) for method in REPLIES),
+    *(
+        (method, {"key": b"k", "ctx": pb.RequestContext(**{name: "x" * 257})}, (f"ctx.{name}", "257", "256"))
+        for method in REPLIES
+        for name in ("tenant_id", "principal")
+    ),
     ("Get", {"key": b"k", "options": pb.ReadOptions(consistency=77)}, ("options.consistency", "77")),  # type: ignore[arg-type]
     ("Get", {"key": b"k", "options": pb.ReadOptions(read_mode=-1)}, ("options.read_mode", "-1")),  # type: ignore[arg-type]
+    *(
+        ("Get", {"key": b"k", "options": pb.ReadOptions(session_revision=5, read_mode=mode)}, ("session_revision",))
+        for mode in (pb.READ_MODE_UNSPECIFIED, pb.LOW_LATENCY)
+    ),
     *(
         (method, {"key": b"k", "options": pb.WriteOptions(durability=9)}, ("options.durability", "9"))  # type: ignore[arg-type]
         for method in ("Put", "Delete")
@@ -105,13 +114,14 @@ def test_the_limits_themselves_are_served(doors: Doors) -> None:
 
 
 def test_absurd_numbers_of_reads_are_answered(doors: Doors) -> None:
-    """A revision that the shard never reached is answered by a read behind a barrier: there is nothing newer."""
-
     def all_of_them() -> None:
         far = pb.ReadOptions(read_mode=pb.READ_YOUR_WRITES, consistency=pb.EVENTUAL, session_revision=2**64 - 1)
+        status = call(doors, "Get", key=b"absent", options=far).status
+        assert status.code == pb.Status.PRECONDITION_FAILED, "the shard never reached that revision"
+        names(status.message, "session_revision", str(2**64 - 1))
         stale = pb.ReadOptions(consistency=pb.EVENTUAL, max_staleness_ms=2**32 - 1)
         fresh = pb.ReadOptions(consistency=pb.EVENTUAL, max_staleness_ms=1)
-        for options in (far, stale, fresh):
+        for options in (stale, fresh):
             assert call(doors, "Get", key=b"absent", options=options).status.code == pb.Status.NOT_FOUND, options
 
     changes_nothing(doors, all_of_them)

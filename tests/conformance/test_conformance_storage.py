@@ -184,7 +184,7 @@ def test_frames_that_are_no_messages_end_the_stream(doors: Doors) -> None:
             ):
                 answer, _ = door.stream(SHARDS + "Execute", [b"", body])
                 refused(answer, "INVALID_ARGUMENT", *words)
-            for method in ("MembershipOf", "Digest"):
+            for method in ("MembershipOf", "Digest", "Compact"):
                 refused(door.raw(SHARDS + method, GARBAGE), "INVALID_ARGUMENT", "flotta.storage.v1")
             digest = storage.DigestRequest(shard_id="shard-9").SerializeToString()
             refused(door.raw(SHARDS + "Digest", digest), "NOT_FOUND", "shard_id", "shard-9")

@@ -107,3 +107,19 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}, which is not there"
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    """A claim that a test backs is worth as much as the test: renamed or deleted ones are found here."""
+    named = 0
+    for page in PAGES:
+        text = page.read_text()
+        for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
+            named += 1
+            assert (ROOT / file).is_file(), f"{page.name} names {file}, which is not there"
+            defined = f"def {name}(" in (ROOT / file).read_text()
+            assert not name or defined, f"{page.name} names {name}, which is not in {file}"
+        for patch in re.findall(r"planted/`([\w.-]+)`", text):
+            named += 1
+            assert (ROOT / "tests/simulation/planted" / patch).is_file(), f"{page.name} names the patch {patch}"
+    assert named > 50, "the pages name hardly any test"

@@ -53,6 +53,9 @@ class Engine(Protocol):
     def flush(self, space: str) -> None:
         """Blocking, lets go of the GIL, callable from any thread. OSError on a failed disk: end the process."""
 
+    def compact(self, space: str) -> None:
+        """Rewrite the space's files without what was deleted or replaced. As `flush`: blocking, from any thread."""
+
     def bytes_unflushed(self, space: str) -> int: ...
 
     def close(self) -> None: ...

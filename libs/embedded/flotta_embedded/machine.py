@@ -7,11 +7,12 @@ Invariants:
 - After an exception the machine takes no more entries; the process ends and replays from the durable state.
 - A restore is visible at once and durably, or not at all (`generations.py`).
 
-Called from one thread, but for the function that `flush` returns.
+Called from one thread, but for the functions that `flush` and `compact` return.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -276,6 +277,17 @@ class Machine:
             with self._durable_lock:
                 self._durable = max(self._durable, index)
             return index
+
+        return run
+
+    def compact(self) -> Callable[[], None]:
+        """What to run, in any thread, to rewrite the files of the state as it is now."""
+        space = self._space
+
+        def run() -> None:
+            # A space that is gone was replaced by a restore, whose files are new, or the replica was removed.
+            with contextlib.suppress(KeyError):
+                self._engine.compact(space)
 
         return run
 

@@ -3,8 +3,8 @@
 RocksDB's own log is off (docs/adr/0020): the Raft log is the log. What survives a crash of a space is its last flushed
 memtable, and a batch never spans two memtables, so it is always a whole number of writes.
 
-Invariants: no call here syncs, except `create`, `drop` and `flush`; one thread writes a space, any thread may flush it;
-every failure of RocksDB itself becomes an OSError, after which the process must end.
+Invariants: no call here syncs, except `create`, `drop`, `flush` and `compact`; one thread writes a space, any may flush
+or compact it; every failure of RocksDB itself becomes an OSError, after which the process must end.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class RocksEngine:
         self._unlogged = WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[assignment,method-assign]
         self._lock = threading.Lock()  # over creating, dropping and closing
+        self._compacting = threading.Lock()  # one at a time; closing waits for it
+        self._closing = False
         self._spaces: dict[str, Space] = {}
         self._dropped: weakref.WeakSet[Space] = weakref.WeakSet()  # views of them may live on
         _make_directory(self._path)
@@ -132,6 +134,19 @@ class RocksEngine:
         found.flushed_bytes = max(found.flushed_bytes, written)
         self._failpoints.reach("engine.after_flush")
 
+    def compact(self, space: str) -> None:
+        found = self._space(space)
+        with self._compacting:
+            if self._closing:
+                raise ValueError("the engine is closed")
+            try:
+                with disk(f"compacting space {space}"):
+                    found.live().compact_range(None, None)
+            except OSError:
+                if found.dropped:
+                    raise KeyError(f"space {space!r} was dropped while it was compacted") from None
+                raise
+
     def bytes_unflushed(self, space: str) -> int:
         """What was written since the last explicit flush: at least what a crash would lose."""
         found = self._space(space)
@@ -155,7 +170,9 @@ class RocksEngine:
             db = self._db
             if db is None:
                 return
-            self._db = None
+            self._closing = True
+            with self._compacting:  # cancelled, it would make the flush fail that closing is
+                self._db = None
             for space in (*self._spaces.values(), *self._dropped):
                 space.rows = None
                 space.family = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -127,6 +128,16 @@ PeerList = Annotated[
 """id=host:port,…: who is in the cluster, in an order that never changes."""
 OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_unset)]
 """A file; an empty value is none, as a variable may be set and empty."""
+
+
+def _http_url(text: str) -> str:
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{shown(text)} is no URL such as http://localhost:4318/v1/traces")
+    return text
+
+
+OptionalUrl = Annotated[Annotated[str, AfterValidator(_http_url)] | None, BeforeValidator(_blank_is_unset)]
 OptionalName = Annotated[str | None, BeforeValidator(_blank_is_unset)]
 Transport = Literal["native", "grpcio"]
 DurationMs = Annotated[int, Field(ge=1, le=86_400_000)]
@@ -307,6 +318,17 @@ class GrpcSettings(TokenSettings):
         host, configured = split_address(self.listen)
         port = grpc_port + HTTP_PORT_OFFSET if configured else 0
         return join_address(host, port if port <= 65535 else 0)
+
+
+class TracedSettings(GrpcSettings):
+    """Settings of a service that can tell a trace collector of the requests it serves."""
+
+    otlp_endpoint: OptionalUrl = Field(
+        default=None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP, such as http://localhost:4318/v1/traces) that "
+        "is told of requests whose client traces them; unset: nobody is.",
+        json_schema_extra=env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+    )
 
 
 S = TypeVar("S", bound=Settings)

@@ -1,6 +1,7 @@
 """Around every HTTP request: who may call, a correlation id, the access log, metrics, and never a bare 500.
 
-Order: the address of the socket against the allowlist (403), then the API key (401), then the request itself.
+Order: the address of the socket against the allowlist (403), then the API key (401), then the rate of that address
+where one is set (429), then the request itself. Probes, metrics and the description are never held back by a rate.
 Headers such as X-Forwarded-For are not looked at.
 """
 
@@ -14,9 +15,11 @@ import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
+from flotta_runtime.clock import Clock
 from flotta_runtime.http import AsgiApp, Receive, Scope, Send
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.rates import Rates
 from starlette.exceptions import HTTPException
 
 from flotta_admin.settings import Network
@@ -25,6 +28,7 @@ API_KEY_HEADER = b"x-admin-api-key"
 CORRELATION_HEADER = b"x-correlation-id"
 CORRELATION_CHARS_MAX = 128
 BODY_BYTES_MAX = 1 << 20
+TOO_MANY = "Rate limit exceeded"  # KvDB's words, as plain text
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/docs"})
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds, by machines
 OPEN_TREES = ("/admin/actuator/health", "/admin/actuator/info")
@@ -49,8 +53,18 @@ def is_allowed(host: str, networks: tuple[Network, ...]) -> bool:
 class Guard:
     """The outermost ASGI layer of the admin service."""
 
-    def __init__(self, app: AsgiApp, api_key: str, networks: tuple[Network, ...], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: AsgiApp,
+        api_key: str,
+        networks: tuple[Network, ...],
+        metrics: Metrics,
+        clock: Clock,
+        rates: Rates | None = None,
+    ) -> None:
         self._app = app
+        self._clock = clock
+        self._rates = rates
         self._api_key = api_key.encode("utf-8")
         self._networks = networks
         self._log = get_logger("http", service="admin")
@@ -78,6 +92,8 @@ class Guard:
             refusal = self._refusal(scope, headers)
             if refusal is not None:
                 await _answer(sending, refusal[0], {"error": refusal[1], "path": scope["path"]})
+            elif wait_ms := self._wait_ms(scope):
+                await _answer_text(sending, 429, TOO_MANY, (b"retry-after", str(-(-wait_ms // 1000)).encode()))
             else:
                 await self._app(scope, _bounded(receive, headers.get(b"content-length")), sending)
         except Exception as error:
@@ -95,6 +111,12 @@ class Guard:
         if needs_key(scope["path"]) and not hmac.compare_digest(headers.get(API_KEY_HEADER, b""), self._api_key):
             return 401, "invalid_api_key"
         return None
+
+    def _wait_ms(self, scope: Scope) -> int:
+        """0, or in how long this address may ask again. `_refusal` has seen to it that there is one."""
+        if self._rates is None or scope["path"] in OPEN_PATHS:
+            return 0
+        return self._rates.admit(scope["client"][0], self._clock.monotonic_ms())
 
     def _account(self, scope: Scope, status: int, began: float, correlation_id: str) -> None:
         seconds = time.perf_counter() - began
@@ -148,7 +170,14 @@ def _correlation_id(given: bytes | None) -> str:
 
 
 async def _answer(send: Send, status: int, body: dict[str, str]) -> None:
-    content = (json.dumps(body, indent=2) + "\n").encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await _send(send, status, (json.dumps(body, indent=2) + "\n").encode(), (b"content-type", b"application/json"))
+
+
+async def _answer_text(send: Send, status: int, text: str, header: tuple[bytes, bytes]) -> None:
+    await _send(send, status, text.encode(), (b"content-type", b"text/plain; charset=utf-8"), header)
+
+
+async def _send(send: Send, status: int, content: bytes, *headers: tuple[bytes, bytes]) -> None:
+    all_headers = [*headers, (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": all_headers})
     await send({"type": "http.response.body", "body": content})

@@ -1,10 +1,16 @@
-"""Asks storage nodes whether they are up. A bounded number at once, over connections that are kept for a while."""
+"""Asks storage nodes themselves: whether they are up, and to compact. Over connections that are kept for a while.
+
+Pings carry no token: an address that somebody registered may be anybody's. The order to compact is for nodes that the
+cluster takes for its own, and carries it. Invariant: a bounded number of calls at once, and of connections.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc.aio
+from flotta_proto.flotta import storage_pb2, storage_pb2_grpc
 from flotta_proto.kvdb import kvstore_pb2, kvstore_pb2_grpc
 from flotta_runtime.server import Channel, Dial
 
@@ -12,24 +18,14 @@ CHANNELS_MAX = 64
 PROBES_MAX = 32
 
 
-class NodeProbe:
-    """Pings nodes by address. `close()` when done."""
+class NodeCalls:
+    """Connections to nodes by address. `close()` when done."""
 
-    def __init__(self, dial: Dial, ping_timeout_ms: int) -> None:
+    def __init__(self, dial: Dial, timeout_ms: int) -> None:
         self._dial = dial
-        self._timeout_s = ping_timeout_ms / 1000
         self._channels: dict[str, Channel] = {}
-        self._slots = asyncio.Semaphore(PROBES_MAX)
-
-    async def ping(self, address: str) -> tuple[bool, str]:
-        """(did it answer, its answer or why there was none)."""
-        async with self._slots:
-            stub = kvstore_pb2_grpc.KVServiceStub((await self._channel(address)).grpc)
-            try:
-                answer = await stub.Ping(kvstore_pb2.PingRequest(), timeout=self._timeout_s)
-            except grpc.aio.AioRpcError as error:
-                return False, f"{address} did not answer: {error.details() or error.code().name}"
-            return True, answer.message
+        self.timeout_s = timeout_ms / 1000
+        self.slots = asyncio.Semaphore(PROBES_MAX)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -37,7 +33,7 @@ class NodeProbe:
             await connection.close()
         self._channels.clear()
 
-    async def _channel(self, address: str) -> Channel:
+    async def channel(self, address: str) -> Channel:
         found = self._channels.pop(address, None)
         if found is None:
             if len(self._channels) >= CHANNELS_MAX:
@@ -45,3 +41,33 @@ class NodeProbe:
             found = self._dial(address)
         self._channels[address] = found  # moved to the end: the least recently used one goes first
         return found
+
+
+class NodeProbe(NodeCalls):
+    """Pings nodes."""
+
+    async def ping(self, address: str) -> tuple[bool, str]:
+        """(did it answer, its answer or why there was none)."""
+        async with self.slots:
+            stub = kvstore_pb2_grpc.KVServiceStub((await self.channel(address)).grpc)
+            try:
+                answer = await stub.Ping(kvstore_pb2.PingRequest(), timeout=self.timeout_s)
+            except grpc.aio.AioRpcError as error:
+                return False, f"{address} did not answer: {error.details() or error.code().name}"
+            return True, answer.message
+
+
+class NodeOrders(NodeCalls):
+    """Gives orders to nodes."""
+
+    async def compact(self, address: str, shard_ids: Sequence[str]) -> tuple[int, str]:
+        """(how many replicas it will compact, why it did not take the order; empty if it did)."""
+        async with self.slots:
+            connection = await self.channel(address)
+            request = storage_pb2.CompactRequest(shard_ids=shard_ids)
+            stub = storage_pb2_grpc.ShardsStub(connection.grpc)
+            try:
+                answer = await stub.Compact(request, timeout=self.timeout_s, metadata=connection.metadata)
+            except grpc.aio.AioRpcError as error:
+                return 0, f"{error.details() or error.code().name}"
+            return answer.replicas, ""

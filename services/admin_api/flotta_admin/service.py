@@ -9,6 +9,7 @@ from flotta_runtime.errors import FlottaError
 from flotta_runtime.http import HttpServer
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
+from flotta_runtime.rates import Rates
 from flotta_runtime.server import dialer
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls_watch import follow_files
@@ -16,7 +17,7 @@ from flotta_runtime.tls_watch import follow_files
 from flotta_admin.app import make_app
 from flotta_admin.coordinator import Coordinators
 from flotta_admin.guard import Guard
-from flotta_admin.probe import NodeProbe
+from flotta_admin.probe import NodeOrders, NodeProbe
 from flotta_admin.routes import Context
 from flotta_admin.settings import AdminSettings
 
@@ -38,8 +39,13 @@ class AdminService:
             request_timeout_ms=settings.request_timeout_ms,
         )
         self._probe = NodeProbe(dialer(None, self._tls), settings.ping_timeout_ms)
-        context = Context(self._coordinators, self._probe, self.metrics, SYSTEM_CLOCK, lambda: self._readiness)
-        guard = Guard(make_app(context), settings.key(), settings.networks(), self.metrics)
+        self._orders = NodeOrders(dialer(settings.token(), self._tls), settings.call_timeout_ms)
+        context = Context(
+            self._coordinators, self._probe, self._orders, self.metrics, SYSTEM_CLOCK, lambda: self._readiness
+        )
+        per_minute = settings.rate_limit_per_minute
+        rates = Rates(per_minute / 60, per_minute) if settings.rate_limit_enabled else None
+        guard = Guard(make_app(context), settings.key(), settings.networks(), self.metrics, SYSTEM_CLOCK, rates)
         self._http = HttpServer(
             guard,
             settings.listen,
@@ -69,6 +75,7 @@ class AdminService:
         await self._supervisor.stop()
         await self._coordinators.close()
         await self._probe.close()
+        await self._orders.close()
 
     async def _watch_readiness(self) -> None:
         while True:

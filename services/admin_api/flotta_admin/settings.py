@@ -66,6 +66,17 @@ class AdminSettings(TokenSettings):
         default=5_000, description="How long all tries for one HTTP request may take together, in ms."
     )
     ping_timeout_ms: DurationMs = Field(default=1_000, description="How long a node may take to answer a ping, in ms.")
+    rate_limit_enabled: bool = Field(
+        default=False,
+        description="Whether one address may make only so many requests a minute; probes and metrics do not count.",
+        json_schema_extra=env("KVDB_ADMIN_SECURITY_RATE_LIMIT_ENABLED"),
+    )
+    rate_limit_per_minute: int = Field(
+        default=100,
+        ge=1,
+        le=1_000_000,
+        description="Requests a minute that one address may make, and at once; above that they are answered 429.",
+    )
     connections_max: int = Field(default=512, ge=8, le=65_536, description="HTTP connections served at once.")
 
     @model_validator(mode="after")

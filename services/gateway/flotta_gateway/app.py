@@ -19,9 +19,11 @@ from flotta_runtime.readiness import follow_readiness
 from flotta_runtime.server import CALLS_MAX, MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX, build_server, dialer
 from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls_watch import follow_files
+from flotta_runtime.tracing import open_tracer
 from flotta_runtime.turns import Turns
 
 from flotta_gateway.batch_service import GatewayBatches
+from flotta_gateway.callers import Callers
 from flotta_gateway.core.deadlines import Patience
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
@@ -35,6 +37,7 @@ from flotta_gateway.service import GatewayService, MultiService
 from flotta_gateway.settings import GatewaySettings
 from flotta_gateway.storage_link import LinkOptions, SessionFactory
 from flotta_gateway.telemetry import Telemetry
+from flotta_gateway.tracing import CallTracer
 
 SERVICE_NAME = "kvdb.gateway.KvGateway"
 KV_SERVICE_NAME = "flotta.kv.v1.Kv"
@@ -49,6 +52,10 @@ class Gateway:
         token = settings.token()
         self.metrics = Metrics("gateway")
         telemetry = Telemetry(self.metrics)
+        self._tracer = open_tracer(settings.otlp_endpoint, "gateway", self.metrics)
+        callers = Callers(
+            self.metrics, tenant_rate=settings.tenant_rate_max, principal_rate=settings.principal_rate_max
+        )
         self._supervisor = Supervisor("gateway")
         self._tls = settings.tls()
         self.maps = MapCache(
@@ -87,6 +94,8 @@ class Gateway:
                 bytes_max=settings.request_bytes_max,
                 attempt_ms=settings.attempt_ms,
             ),
+            callers,
+            CallTracer(self._tracer) if self._tracer is not None else None,
         )
         self.links.events = self.dispatcher
         telemetry.watch(self.dispatcher, self.maps, self.links)
@@ -133,6 +142,8 @@ class Gateway:
             raise
         if self._tls is not None:
             self._supervisor.spawn("tls files", follow_files(self._tls))
+        if self._tracer is not None:
+            self._supervisor.spawn("tracing", self._tracer.run())
         self._supervisor.spawn("health", follow_readiness(self._server, SERVICES, self._readiness))
         self._supervisor.spawn("map watch", self.maps.watch())
         self._supervisor.spawn("map refresh", self.maps.refresh())
@@ -151,6 +162,8 @@ class Gateway:
         if self._http is not None:
             await self._http.stop()
         await self._supervisor.stop()
+        if self._tracer is not None:
+            await self._tracer.close()
         if self._native is not None:
             self._native.shut_down()
 

@@ -60,6 +60,22 @@ class Maps(Protocol):
     def refresh_soon(self) -> None: ...
 
 
+class Admission(Protocol):
+    """Who may ask, and how often."""
+
+    def admit(self, request: Request, now_ms: float) -> None:
+        """Raise RateLimited for a request that is not to be begun."""
+        ...
+
+
+class Traces(Protocol):
+    """Who is told of requests that their clients trace."""
+
+    def follow(self, call: Call, operation: Operation) -> None:
+        """Tell what becomes of the call; its operation gets another trace context, if any."""
+        ...
+
+
 class Observer(Protocol):
     """What is counted."""
 

@@ -20,7 +20,7 @@ from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.clock import Clock
 from flotta_runtime.errors import FlottaError, KvCode, RateLimited, Unavailable
 
-from flotta_gateway.call import Call, Links, Maps, Observer
+from flotta_gateway.call import Admission, Call, Links, Maps, Observer, Traces
 from flotta_gateway.core import replies, retry, routing
 from flotta_gateway.core.deadlines import DeadlineWheel
 from flotta_gateway.core.operations import operation_of
@@ -60,6 +60,8 @@ class Dispatcher:
         jitter: Callable[[], float],
         limits: Limits,
         options: DispatcherOptions,
+        admission: Admission | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._maps = maps
         self._links = links
@@ -68,6 +70,8 @@ class Dispatcher:
         self._jitter = jitter
         self._limits = limits
         self._options = options
+        self._admission = admission
+        self._traces = traces
         self._wheel: DeadlineWheel[Call] = DeadlineWheel(TICK_MS)
         self._ticker: asyncio.TimerHandle | None = None
         self._parked: dict[Call, None] = {}
@@ -96,7 +100,7 @@ class Dispatcher:
         routes = current.routes_of([call.key for call in calls])
         for call, route in zip(calls, routes, strict=True):
             try:
-                self._admit(call, no_shards)
+                self._admit(call, no_shards, now_ms)
             except FlottaError as error:
                 self._finish(call, replies.failure_response(call.kind, replies.refusal(error)), int(error.kv_code))
                 continue
@@ -161,9 +165,13 @@ class Dispatcher:
 
     # From here on: one call's way
 
-    def _admit(self, call: Call, no_shards: bool) -> None:
+    def _admit(self, call: Call, no_shards: bool, now_ms: float) -> None:
         """Raise for a call that cannot be taken; count it otherwise."""
         operation = operation_of(call.request, self._limits)
+        if self._traces is not None and operation.traceparent:
+            self._traces.follow(call, operation)
+        if self._admission is not None:
+            self._admission.admit(call.request, now_ms)
         size = len(call.key) + len(operation.value)
         options = self._options
         if len(self._wheel) >= options.calls_max or (self._bytes and self._bytes + size > options.bytes_max):
@@ -194,6 +202,8 @@ class Dispatcher:
         address = to
         if route is not None and not to:
             address = routing.next_address(route, call.any_replica, self._spread, call.history.tried)
+            if call.any_replica and not call.history.tried and routing.wants_the_quickest(operation):
+                address = self._quickest(route, batches)
         if route is None or not address:
             self._maps.refresh_soon()
             self._failed(call, self._nowhere(route), now_ms, batches)
@@ -213,6 +223,13 @@ class Dispatcher:
         if batch is None:
             batch = batches[link] = []
         batch.append(attempt)
+
+    def _quickest(self, route: Route, batches: _Batches) -> str:
+        def work(address: str) -> tuple[bool, int]:
+            link = self._links.link_to(address)
+            return not link.up, link.operations_open + len(batches.get(link, ()))
+
+        return routing.quickest(route, self._spread, work)
 
     def _send(self, batches: _Batches, now_ms: float) -> None:
         """Hand each link its batch. What a link refuses may make further batches; each pass uses up attempts."""

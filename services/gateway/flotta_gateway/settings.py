@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from flotta_runtime.server import MESSAGE_BYTES_MAX
-from flotta_runtime.settings import AddressList, DurationMs, GrpcSettings, ListenAddress, SizeBytes, env
+from flotta_runtime.settings import AddressList, DurationMs, ListenAddress, SizeBytes, TracedSettings, env
 from pydantic import Field
 
 from flotta_gateway.core.validation import VALUE_BYTES_MAX
 
 
-class GatewaySettings(GrpcSettings):
+class GatewaySettings(TracedSettings):
     """Settings of a gateway. It keeps no data: any number of them serve the same cluster."""
 
     service: ClassVar[str] = "gateway"
@@ -42,6 +42,18 @@ class GatewaySettings(GrpcSettings):
     )
     request_bytes_max: SizeBytes = Field(
         default=256 * 1024 * 1024, description="Bytes of keys and values in open requests; above that RATE_LIMITED."
+    )
+    tenant_rate_max: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        description="Requests a second for each ctx.tenant_id, and at once; above that RATE_LIMITED. 0: no limit.",
+    )
+    principal_rate_max: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        description="Requests a second for each ctx.principal of a tenant, and at once. 0: no limit.",
     )
     batch_items_max: int = Field(
         default=1_000, ge=1, le=10_000, description="Items of one Kv/Batch request; more are INVALID_ARGUMENT."

@@ -32,6 +32,7 @@ from flotta_runtime.tasks import Supervisor
 from flotta_runtime.throttle import Throttle
 from flotta_runtime.tls import open_channel
 from flotta_runtime.tls_watch import follow_files
+from flotta_runtime.tracing import open_tracer
 from flotta_runtime.turns import Turns
 
 from flotta_storage.backend import Backend, Shared, open_backend
@@ -52,6 +53,7 @@ from flotta_storage.settings import StorageSettings
 from flotta_storage.shards_service import ShardsService
 from flotta_storage.stamping import Stamps
 from flotta_storage.telemetry import Telemetry
+from flotta_storage.tracing import OperationTracer
 
 SHARDS_SERVICE = "flotta.storage.v1.Shards"
 KV_SERVICE = "kvdb.kvstore.KVService"
@@ -109,6 +111,7 @@ class StorageNode:
         peers = self._transport.peer_clocks
         self._stamps = Stamps(clock, peers, settings.clock_skew_max_ms, settings.node_id)
         self._telemetry = Telemetry(self.metrics)
+        self._tracer = open_tracer(settings.otlp_endpoint, "storage", self.metrics, settings.node_id)
         self._budget = Budget(settings.operations_max, settings.operation_bytes_max)
         self._deadlines = Deadlines(settings.operation_timeout_ms, settings.operation_timeout_max_ms)
         self._hints = Hints(self.model, settings.node_id)
@@ -120,6 +123,7 @@ class StorageNode:
             Limits(settings.value_bytes_max),
             self._deadlines,
             self._telemetry,
+            OperationTracer(self._tracer) if self._tracer is not None else None,
         )
         self._connections = Connections()
         self._shards = ShardsService(self.handler, self.replicas, self._budget, self._connections)
@@ -145,6 +149,8 @@ class StorageNode:
         await self._supervisor.start()
         if self._tls is not None:
             self._supervisor.spawn("tls files", follow_files(self._tls))
+        if self._tracer is not None:
+            self._supervisor.spawn("tracing", self._tracer.run())
         if self._native is not None:
             self._supervisor.spawn("links", self._native.run())
         try:
@@ -220,7 +226,8 @@ class StorageNode:
             self._turns.soon,
         )
         self._shards.host = backend.host
-        self._telemetry.watch_host(backend.health, backend.duties)
+        self._shards.compactor = backend.compactor
+        self._telemetry.watch_host(backend.health, backend.duties, backend.compactor)
         self.handler.attach(backend.host, reads)
         if hello:
             self._supervisor.spawn("hello", self._introduce())
@@ -241,6 +248,8 @@ class StorageNode:
         if self._http is not None:
             await self._http.stop()
         await self._supervisor.stop()  # the tasks first: none of them must meet a closed host
+        if self._tracer is not None:
+            await self._tracer.close()
         if self.backend is not None:
             await self.backend.close()
         await self._asker.close()

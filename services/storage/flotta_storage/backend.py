@@ -28,6 +28,7 @@ from flotta_runtime.tasks import Supervisor
 from flotta_runtime.throttle import Throttle
 from flotta_runtime.turns import Turns
 
+from flotta_storage.compaction import Compactor
 from flotta_storage.coordinator_link import CoordinatorLink
 from flotta_storage.core.commands import new_registry
 from flotta_storage.health import HealthMonitor
@@ -119,6 +120,7 @@ class Backend:
             shared.asker.ask,
             shared.failpoints,
         )
+        self.compactor = Compactor(shared.replicas)
         self.health = HealthMonitor(host, shared.replicas, shared.stamps)
         host.on_role(lambda change: self._reportable())
         host.on_event(self._event)
@@ -139,6 +141,7 @@ class Backend:
             ("leader duties", self.duties.run()),
             ("heartbeats", self.heartbeats.run()),
             ("health", self.health.run()),
+            ("compaction", self.compactor.run()),
         ):
             supervisor.spawn(name, work)
 

@@ -25,6 +25,7 @@ from flotta_storage.core.writes import write_payload
 from flotta_storage.hints import Hints
 from flotta_storage.replica_table import Replica, ReplicaTable
 from flotta_storage.stamping import StampSource
+from flotta_storage.tracing import OperationTracer
 
 OVERHEAD_BYTES: Final = 256  # what an operation takes beside its key and value, roughly
 _DEADLINE_BUCKET_MS: Final = 128  # operations whose deadlines are this close wait together
@@ -114,6 +115,7 @@ class BatchHandler:
         limits: Limits,
         deadlines: Deadlines,
         observer: Observer,
+        tracer: OperationTracer | None = None,
     ) -> None:
         self._replicas = replicas
         self._hints = hints
@@ -122,6 +124,7 @@ class BatchHandler:
         self._limits = limits
         self._deadlines = deadlines
         self._observer = observer
+        self._tracer = tracer
         self._target: tuple[Groups, Reads] | None = None
 
     def attach(self, groups: Groups, reads: Reads) -> None:
@@ -133,6 +136,8 @@ class BatchHandler:
 
     def handle(self, operations: Sequence[Operation], reply: ReplyCallback) -> None:
         self._observer.batch(len(operations))
+        if self._tracer is not None:
+            reply = self._tracer.around(operations, reply)
         answers = Answers(self._budget, self._observer, reply)
         target = self._target
         if target is None:

@@ -3,7 +3,8 @@ state that is read.
 
 Invariants: a STRONG answer comes from a state read after a barrier that began after the read arrived; a row that the
 leader's clock calls expired is never returned by a STRONG read, because group time is moved past its expiry first.
-A node that stamps nothing, its clock being out of bounds, has group time alone to go by.
+A node that stamps nothing, its clock being out of bounds, has group time alone to go by. A session's read is answered
+from a state that holds the session's revision, or refused: after a barrier a revision that is not there never was.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ class ReadBatcher:
         answered: list[tuple[_Read, Reply]] = []
         for read, row in zip(reads, rows, strict=True):
             asked = read.demand.guarantee
-            if isinstance(row, bytes):
+            if row is not Miss.MOVED and revision < read.demand.session_revision:
+                answered.append((read, replies.unreached(read.operation, revision)))
+            elif isinstance(row, bytes):
                 answered.append((read, replies.found(read.operation, row, revision, asked)))
             elif row is Miss.OVERDUE:
                 overdue.append(read)

@@ -158,3 +158,15 @@ def absent(operation: Operation, revision: int, guarantee: Guarantee) -> Reply:
         revision=revision,
         guarantee=_GUARANTEES[guarantee],
     )
+
+
+def unreached(operation: Operation, revision: int) -> Reply:
+    """A session's revision that the shard, caught up by a barrier, has not reached: it is not of this shard."""
+    return Reply(
+        call=operation.call,
+        code=Status.PRECONDITION_FAILED,
+        message=f"session_revision is {operation.session_revision}, but {operation.shard_id} has only reached "
+        f"{revision}; a session's revision belongs to one shard",
+        shard_id=operation.shard_id,
+        revision=revision,
+    )

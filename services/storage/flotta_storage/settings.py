@@ -9,10 +9,10 @@ from flotta_runtime.settings import (
     Address,
     AddressList,
     DurationMs,
-    GrpcSettings,
     ListenAddress,
     NodeId,
     SizeBytes,
+    TracedSettings,
     env,
     join_address,
     split_address,
@@ -24,7 +24,7 @@ from flotta_storage.core.limits import VALUE_BYTES_MAX_DEFAULT
 _WILDCARDS = ("0.0.0.0", "::", "")
 
 
-class StorageSettings(GrpcSettings):
+class StorageSettings(TracedSettings):
     """Settings of a storage node. Everything it keeps lies under `data_dir`."""
 
     service: ClassVar[str] = "storage"

@@ -1,4 +1,4 @@
-"""flotta.storage.v1.Shards over gRPC: streams of frames around the batch handler, and two questions for audits.
+"""flotta.storage.v1.Shards over gRPC: streams of frames around the batch handler, and a few calls beside them.
 
 Invariants of a stream: answers of a loop turn leave together; while more than `UNSENT_BYTES_MAX` wait, no further frame
 is read; a sender that half-closes still gets every answer; when the stream breaks, what it had waiting is let go.
@@ -19,6 +19,7 @@ from flotta_runtime.errors import NotFound, Unavailable
 
 from flotta_storage.batch_handler import NOT_SERVING, BatchHandler
 from flotta_storage.budget import Budget
+from flotta_storage.compaction import Compactor
 from flotta_storage.core.commands import expire_payload
 from flotta_storage.digest import digest
 from flotta_storage.outbox import STOPPING, UNSENT_BYTES_MAX, Connections, Outbox
@@ -77,6 +78,7 @@ class ShardsService(ShardsServicer):
         self._budget = budget
         self._connections = connections
         self.host: GroupHost | None = None
+        self.compactor: Compactor | None = None
 
     async def Execute(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes
         self, requests: object, context: grpc.aio.ServicerContext[Any, Any]
@@ -130,3 +132,9 @@ class ShardsService(ShardsServicer):
         chosen = [one for one in self._replicas if not request.shard_id or one.shard_id == request.shard_id]
         chosen.sort(key=lambda one: one.group)
         return pb.DigestResponse(replicas=[await digest(replica) for replica in chosen])
+
+    async def Compact(self, request: pb.CompactRequest, context: object) -> pb.CompactResponse:
+        """Shards that are not here are passed over: the asker's map may be a little older than this node's."""
+        if self.compactor is None:
+            raise Unavailable(NOT_SERVING)
+        return pb.CompactResponse(replicas=self.compactor.order(frozenset(request.shard_ids)))

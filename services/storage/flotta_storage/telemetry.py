@@ -10,6 +10,7 @@ from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.metrics import BATCH_BUCKETS, Metrics
 
 from flotta_storage.budget import Budget
+from flotta_storage.compaction import Compactor
 from flotta_storage.health import HealthMonitor
 from flotta_storage.leader_duties import LeaderDuties
 from flotta_storage.replica_table import ReplicaTable
@@ -55,7 +56,7 @@ class Telemetry:
         ).set_function(lambda: int(bool(stamps.problem)))
         gauge("flotta_storage_replicas", "Replicas on this node.").set_function(lambda: len(replicas))
 
-    def watch_host(self, health: HealthMonitor, duties: LeaderDuties) -> None:
+    def watch_host(self, health: HealthMonitor, duties: LeaderDuties, compactor: Compactor) -> None:
         gauge = self._metrics.gauge
         gauge("flotta_storage_shards_led", "Shards whose leader is on this node.").set_function(lambda: health.led)
         gauge("flotta_storage_apply_lag_entries", "Committed and not yet applied, the worst replica.").set_function(
@@ -63,6 +64,12 @@ class Telemetry:
         )
         gauge("flotta_storage_log_bytes", "Bytes of live Raft log entries.").set_function(lambda: health.log_bytes)
         gauge("flotta_storage_rows_expired", "Rows swept by this node as a leader.").set_function(lambda: duties.swept)
+        gauge("flotta_storage_compactions_waiting", "Replicas that an operator wants compacted.").set_function(
+            lambda: compactor.waiting
+        )
+        gauge("flotta_storage_compactions", "Replicas compacted on an operator's order.").set_function(
+            lambda: compactor.done
+        )
         gauge("flotta_storage_leader_transfers", "Leaderships handed over by this node.").set_function(
             lambda: duties.transfers
         )

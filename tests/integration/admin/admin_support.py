@@ -10,7 +10,14 @@ from typing import Any
 import httpx
 from flotta_admin.service import AdminService, start
 from flotta_admin.settings import AdminSettings
-from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc
+from flotta_proto.flotta import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    operator_pb2,
+    operator_pb2_grpc,
+    storage_pb2,
+    storage_pb2_grpc,
+)
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb import coordinator_pb2_grpc, kvstore_pb2, kvstore_pb2_grpc
 from flotta_runtime import errors
@@ -54,7 +61,9 @@ def refused(code: str, field: str) -> pb.Rejection:
     return pb.Rejection(code=code, field=field)
 
 
-class Member(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_grpc.ClusterServicer):
+class Member(
+    coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_grpc.ClusterServicer, operator_pb2_grpc.OperatorServicer
+):
     """One coordinator. Faults are switches: `hang`, `stale` (a copy of an old state), `broken`."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -193,11 +202,21 @@ class Member(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_grpc.ClusterS
         ]
         return cluster_pb2.ListDecisionsResponse(decisions=found[-request.limit :])
 
+    async def SetReplicationFactor(
+        self, request: operator_pb2.SetReplicationFactorRequest, context: Any
+    ) -> operator_pb2.OrderResponse:
+        await self.lead()
+        self.cluster.state.partitioning.replication_factor = request.replication_factor
+        version = self.cluster.changed("factor", "default")
+        await self.written("SetReplicationFactor")
+        return operator_pb2.OrderResponse(success=True, map_version=version, job=operator_pb2.Job(number=7))
+
     async def start(self, listen: str = "127.0.0.1:0") -> None:
         self.server = build_server(
             [
                 (coordinator_pb2_grpc.add_CoordinatorServicer_to_server, self, "kvdb.coordinator.Coordinator"),
                 (cluster_pb2_grpc.add_ClusterServicer_to_server, self, "flotta.cluster.v1.Cluster"),
+                (operator_pb2_grpc.add_OperatorServicer_to_server, self, "flotta.cluster.v1.Operator"),
             ],
             listen=listen,
             token=TOKEN,
@@ -210,6 +229,17 @@ class FakeNode(kvstore_pb2_grpc.KVServiceServicer):
 
     async def Ping(self, request: kvstore_pb2.PingRequest, context: Any) -> kvstore_pb2.PingResponse:
         return kvstore_pb2.PingResponse(message="pong")
+
+
+class FakeShards(storage_pb2_grpc.ShardsServicer):
+    """A storage node that remembers what it should compact."""
+
+    def __init__(self) -> None:
+        self.orders: list[list[str]] = []
+
+    async def Compact(self, request: storage_pb2.CompactRequest, context: Any) -> storage_pb2.CompactResponse:
+        self.orders.append(list(request.shard_ids))
+        return storage_pb2.CompactResponse(replicas=len(request.shard_ids) or 5)
 
 
 @asynccontextmanager
@@ -225,9 +255,12 @@ async def coordinators(count: int = 3) -> AsyncIterator[Cluster]:
 
 
 @asynccontextmanager
-async def storage_node() -> AsyncIterator[str]:
+async def storage_node(shards: FakeShards | None = None) -> AsyncIterator[str]:
     server = build_server(
-        [(kvstore_pb2_grpc.add_KVServiceServicer_to_server, FakeNode(), "kvdb.kvstore.KVService")],
+        [
+            (kvstore_pb2_grpc.add_KVServiceServicer_to_server, FakeNode(), "kvdb.kvstore.KVService"),
+            (storage_pb2_grpc.add_ShardsServicer_to_server, shards or FakeShards(), "flotta.storage.v1.Shards"),
+        ],
         listen="127.0.0.1:0",
         token=TOKEN,
     )

@@ -39,6 +39,21 @@ async def test_the_allowlist_comes_first_and_looks_at_the_socket_only(cluster: C
             assert answer.json() == {"error": "ip_not_allowed", "path": path}
 
 
+async def test_an_address_may_be_held_to_a_rate(cluster: Cluster) -> None:
+    limits = {"rate_limit_enabled": True, "rate_limit_per_minute": 3}
+    async with admin(cluster.addresses, **limits) as service, client(service) as web:
+        assert [(await web.get("/admin/nodes")).status_code for _ in range(3)] == [200] * 3
+        answer = await web.get("/admin/nodes")
+        assert (answer.status_code, answer.text) == (429, "Rate limit exceeded")
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert 1 <= int(answer.headers["retry-after"]) <= 20
+        assert len(answer.headers["x-correlation-id"]) == 36
+        assert (await web.get("/admin/nodes", headers={"X-Admin-Api-Key": "no"})).status_code == 401
+        assert (await web.get("/metrics")).status_code == 200, "who watches is not held back"
+    async with admin(cluster.addresses, rate_limit_per_minute=3) as service, client(service) as web:
+        assert [(await web.get("/admin/nodes")).status_code for _ in range(9)] == [200] * 9, "off unless asked for"
+
+
 async def test_the_correlation_id_is_echoed_or_made(web: httpx.AsyncClient) -> None:
     echoed = await web.get("/admin/nodes", headers={"X-Correlation-ID": "job-7"})
     assert echoed.headers["x-correlation-id"] == "job-7"

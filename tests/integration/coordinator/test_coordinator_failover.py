@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -216,3 +217,60 @@ async def test_changes_from_all_sides_at_once_are_applied_once_each(three: Coord
     assert len(state.nodes) == 60
     assert state.map_version == 60
     assert sorted(reply.map_version for reply in replies) == list(range(1, 61))
+
+
+async def same_everywhere(three: Coordinators) -> bool:
+    states = [await three.client(name).map() for name in three.apps]
+    decided = [await decisions(three, name) for name in three.apps]
+    return states[1:] == states[:-1] and decided[1:] == decided[:-1]
+
+
+async def decisions(three: Coordinators, name: str) -> list[tuple[int, str, str]]:
+    client = three.client(name)
+    request = cluster_pb2.ListDecisionsRequest(limit=1_000)
+    reply = await client.cluster.ListDecisions(request, metadata=client.metadata, timeout=CALL_S)
+    return [(one.number, one.kind, one.subject) for one in reply.decisions]
+
+
+async def test_a_verdict_is_one_decision_on_every_member(tmp_path: Path, transport: str) -> None:
+    """All members watch the same silence, and the leader alone says what it means."""
+    verdicts = {"suspect_after_ms": 1_000, "dead_after_ms": 2_000, "liveness_check_ms": 50}
+    three = Coordinators(tmp_path, 3, transport=transport, **verdicts)
+    await three.start()
+    try:
+        follower = three.client((await three.followers())[0])
+        await join_nodes(follower, 2)
+
+        async def both_dead() -> bool:
+            return {node.status for node in (await follower.map()).nodes.values()} == {pb.DEAD}
+
+        await eventually(both_dead, "nobody missed the nodes")
+        assert await eventually(lambda: same_everywhere(three), "the members disagree")
+        told = await decisions(three, next(iter(three.apps)))
+        for node_id in ("node-1", "node-2"):
+            kinds = [kind for _, kind, subject in told if subject == node_id]
+            assert kinds.count("node-dead") == 1, told
+    finally:
+        await three.close()
+
+
+async def test_a_report_at_a_follower_changes_every_map(three: Coordinators) -> None:
+    leader, (first, second) = await three.leader(), await three.followers()
+    await join_nodes(three.client(leader), 3)
+    await three.client(leader).init(2, 3)
+    await report_leaders(three.client(leader))
+    before = await three.client(leader).map()
+    shard = before.shards["shard-0"]
+    other = next(node_id for node_id in shard.replicas if node_id != shard.leader)
+    follower = three.client(first)
+    for epoch, node_id in ((shard.epoch + 1, other), (shard.epoch, "node-9")):
+        wrong = pb.ReportShardLeaderRequest(shard_id="shard-0", epoch=epoch, leader_node_id=node_id)
+        reply = await follower.coordinator.ReportShardLeader(wrong, metadata=follower.metadata, timeout=CALL_S)
+        assert not reply.accepted
+    for name in three.apps:
+        assert await three.client(name).map() == before
+    report = pb.ReportShardLeaderRequest(shard_id="shard-0", epoch=shard.epoch, leader_node_id=other)
+    reply = await follower.coordinator.ReportShardLeader(report, metadata=follower.metadata, timeout=CALL_S)
+    states = [await three.client(name).map() for name in (leader, first, second)]
+    assert states[0] == states[1] == states[2]
+    assert (states[0].shards["shard-0"].leader == other) == reply.accepted

@@ -115,3 +115,20 @@ async def test_watchers_are_capped_and_a_cancelled_one_makes_room(quick: Coordin
     assert len(second_stream) == 2
     await client.close()
     await eventually(lambda: len(second_stream) == 0, "a cancelled watcher was never forgotten")
+
+
+async def test_a_node_that_was_dead_and_comes_back_elsewhere_is_news_to_every_watcher(one: Coordinators) -> None:
+    client = one.client("c1")
+    await join_nodes(client, 2)
+    dead = pb.SetNodeStatusRequest(node_id="node-1", status=pb.DEAD)
+    assert (await client.coordinator.SetNodeStatus(dead, metadata=client.metadata)).success
+    version = (await client.map()).map_version
+    plain, ours = client.watch(version), client.watch(version, records=True)
+    assert (await client.register("node-1", "node-1:9999")).success
+    ids, records = await anext(plain), await anext(ours)
+    assert ids.new_map_version == records.new_map_version == version + 1
+    assert list(ids.changed_nodes) == ["node-1"]
+    assert [(node.address, node.status) for node in records.nodes] == [("node-1:9999", pb.ALIVE)]
+    assert (await client.coordinator.SetNodeStatus(dead, metadata=client.metadata)).success
+    marked = await anext(ours)
+    assert [(node.status, marked.new_map_version) for node in marked.nodes] == [(pb.DEAD, version + 2)]

@@ -135,6 +135,9 @@ BAD = [
     (put(options=gw.WriteOptions(durability=9)), Status.INVALID_ARGUMENT, "options.durability"),  # type: ignore[arg-type]
     (put(options=gw.WriteOptions(require_idempotency=True)), Status.INVALID_ARGUMENT, "ctx.request_id is empty"),
     (put(ctx=gw.RequestContext(request_id="é" * 129)), Status.INVALID_ARGUMENT, "ctx.request_id is 258 bytes"),
+    (put(ctx=gw.RequestContext(tenant_id="é" * 129)), Status.INVALID_ARGUMENT, "ctx.tenant_id is 258 bytes"),
+    (put(ctx=gw.RequestContext(principal="x" * 257)), Status.INVALID_ARGUMENT, "ctx.principal is 257 bytes"),
+    (gw.GetRequest(key=b"k", options=gw.ReadOptions(session_revision=1)), Status.INVALID_ARGUMENT, "session_revision"),
     (put(options=gw.WriteOptions(ttl_ms=2**63)), Status.INVALID_ARGUMENT, "options.ttl_ms"),
     (put(options=gw.WriteOptions(if_not_exists=True, if_version_equals=1)), Status.INVALID_ARGUMENT, "contradict"),
     (gw.DeleteRequest(key=b"k", options=gw.WriteOptions(if_not_exists=True)), Status.INVALID_ARGUMENT, "if_not_exists"),

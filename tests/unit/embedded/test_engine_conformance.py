@@ -151,6 +151,7 @@ def test_misuse_is_named(crashable: Crashable) -> None:
         lambda: engine.write("x", [(b"k", b"v")], ()),
         lambda: engine.flush("x"),
         lambda: engine.bytes_unflushed("x"),
+        lambda: engine.compact("x"),
     ):
         with pytest.raises(KeyError, match="x"):
             call()
@@ -166,6 +167,8 @@ def test_a_closed_engine_refuses(crashable: Crashable) -> None:
     engine.create("s")
     engine.close()
     engine.close()
+    with pytest.raises(ValueError, match="closed"):
+        engine.compact("s")
     for call in (engine.spaces, lambda: engine.create("t"), lambda: engine.view("s"), lambda: engine.flush("s")):
         with pytest.raises(ValueError, match="closed"):
             call()
@@ -195,3 +198,16 @@ def test_a_flush_may_run_in_another_thread_beside_writes(crashable: Crashable) -
     assert not failures
     engine.flush("other")
     assert len(rows_of(crashable.crash().view("other"))) == 200
+
+
+def test_a_compaction_changes_no_row(crashable: Crashable) -> None:
+    engine = crashable.engine
+    engine.create("s")
+    for turn in range(3):
+        engine.write("s", [(b"%d" % number, b"%d" % turn) for number in range(50)], [b"gone"])
+        engine.flush("s")
+    engine.write("s", [], [b"%d" % number for number in range(25)])
+    before = rows_of(engine.view("s"))
+    engine.compact("s")
+    assert rows_of(engine.view("s")) == before
+    assert rows_of(crashable.crash().view("s")) == before

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,48 @@ def test_statistics_count_table_bytes(tmp_path: Path) -> None:
     assert before["memtable_bytes"] > after["memtable_bytes"]
     assert after["background_errors"] == 0
     engine.close()
+
+
+def test_a_compaction_gives_room_back(tmp_path: Path) -> None:
+    engine = RocksEngine(tmp_path / "db")
+    engine.create("s")
+    rows = [(b"%06d" % number, os.urandom(1_000)) for number in range(2_000)]
+    engine.write("s", rows, [])
+    engine.flush("s")
+    engine.write("s", [], [key for key, _ in rows])
+    engine.flush("s")
+    full = engine.statistics()["table_bytes"]
+    assert full > 2_000_000
+    engine.compact("s")
+    assert engine.statistics()["table_bytes"] < full / 10
+    engine.close()
+
+
+def test_closing_waits_for_a_compaction_under_way(tmp_path: Path) -> None:
+    engine = RocksEngine(tmp_path / "db")
+    engine.create("s")
+    for _ in range(4):
+        engine.write("s", [(os.urandom(8), os.urandom(1_000)) for _ in range(2_000)], [])
+        engine.flush("s")
+    told: list[str] = []
+
+    def compact_on() -> None:
+        try:
+            while True:
+                engine.compact("s")
+                told.append("compacted")
+        except ValueError as error:
+            told.append(str(error))
+        except KeyError:
+            told.append("the engine is closed")
+
+    thread = threading.Thread(target=compact_on)
+    thread.start()
+    while not told:
+        thread.join(0.001)
+    engine.close()
+    thread.join(60)
+    assert told[-1] == "the engine is closed"
+    again = RocksEngine(tmp_path / "db")
+    assert sum(1 for _ in again.view("s").scan(b"", None)) == 8_000
+    again.close()

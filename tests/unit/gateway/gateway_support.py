@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
-from flotta_gateway.call import Call, Links
+from flotta_gateway.call import Admission, Call, Links, Traces
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
 from flotta_gateway.dispatcher import Dispatcher, DispatcherOptions
@@ -28,6 +28,11 @@ class Node:
         self.address = address
         self.batches: list[list[Attempt[Call]]] = []
         self.forgotten = 0
+        self.up = True
+
+    @property
+    def operations_open(self) -> int:
+        return sum(map(len, self.batches))
 
     def submit(self, attempts: Sequence[Attempt[Call]]) -> None:
         self.batches.append(list(attempts))
@@ -56,7 +61,7 @@ class Cluster:
 
     answered = True
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, admission: Admission | None = None, traces: Traces | None = None, **options: Any) -> None:
         state = pb.ClusterState(map_version=1, cluster_id="c")
         state.partitioning.num_shards = SHARDS
         for number, address in enumerate(NODES):
@@ -71,7 +76,9 @@ class Cluster:
         self.observer = Observer()
         links = cast("Links", self)
         chosen = DispatcherOptions(**options)
-        self.dispatcher = Dispatcher(self, links, self.observer, self.clock, lambda: 0.5, Limits(1_000), chosen)
+        self.dispatcher = Dispatcher(
+            self, links, self.observer, self.clock, lambda: 0.5, Limits(1_000), chosen, admission, traces
+        )
 
     def refresh_soon(self) -> None: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flotta_gateway.core.routing import any_replica_may_serve, first_address, next_address
+from flotta_gateway.core.routing import any_replica_may_serve, first_address, next_address, quickest
 from flotta_gateway.core.shard_map import ForeignClusterError, Gap, Route, ShardMap
 from flotta_proto.flotta import storage_pb2 as sp
 from flotta_proto.kvdb import coordinator_pb2 as cp
@@ -202,6 +202,13 @@ def test_only_reads_that_said_so_leave_the_leader() -> None:
     assert not any_replica_may_serve(sp.Operation(kind=sp.PUT, consistency=gw.EVENTUAL))
     assert {first_address(ROUTE, True, spread) for spread in range(3)} == {"a:1", "b:1", "c:1"}
     assert {first_address(ROUTE, False, spread) for spread in range(3)} == {"b:1"}
+
+
+def test_the_quickest_replica_is_the_one_with_least_to_do() -> None:
+    work = {"a:1": (False, 4), "b:1": (False, 2), "c:1": (True, 0)}
+    assert {quickest(ROUTE, spread, work.__getitem__) for spread in range(6)} == {"b:1"}, "c:1 cannot be reached"
+    assert [quickest(ROUTE, spread, lambda _: (False, 0)) for spread in range(3)] == ["a:1", "b:1", "c:1"]
+    assert quickest(Route("shard-0", 1, "b:1", ()), 5, work.__getitem__) == "b:1"
 
 
 def test_further_attempts_go_to_those_not_asked() -> None:

@@ -49,6 +49,18 @@ def test_rejections_are_outcomes_too() -> None:
     assert shard.read(b"k") is Miss.ABSENT
 
 
+def test_a_repeated_delete_is_told_what_the_first_one_did() -> None:
+    shard = ShardModel()
+    shard.write(Write(b"k", b"v"), at_ms=T0)
+    delete = once(b"k", b"", b"r1", delete=True)
+    first = shard.write(delete, at_ms=T0)[0]
+    assert first.kind is WriteKind.OK and first.version > 2, "the version of the delete itself"
+    shard.write(Write(b"k", b"someone else's"), at_ms=T0)
+    assert shard.write(delete, at_ms=T0)[0] == replace(first, duplicate=True)
+    row = shard.read(b"k")
+    assert isinstance(row, bytes) and value_of(row) == b"someone else's"
+
+
 def test_another_payload_under_the_same_id_is_a_conflict_and_the_key_is_part_of_the_identity() -> None:
     shard = ShardModel()
     shard.write(once(b"k", b"v", b"r1"), at_ms=T0)

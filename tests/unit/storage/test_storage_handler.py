@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.kvdb import coordinator_pb2, gateway_pb2
 from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.clock import ManualClock
+from flotta_runtime.tracing import Tracer
 from flotta_storage.batch_handler import BatchHandler, Deadlines
 from flotta_storage.budget import Budget
 from flotta_storage.core.commands import birth_rows, new_registry
@@ -35,6 +37,7 @@ from flotta_storage.map_model import MapModel
 from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import Replica, ReplicaTable
 from flotta_storage.stamping import NO_STAMP, Stamps
+from flotta_storage.tracing import OperationTracer
 
 
 class ScriptedGroups:
@@ -49,6 +52,7 @@ class ScriptedGroups:
         self.read_outcome: ReadOutcome | None = None
         self.leads = True
         self.fresh: int | None = None
+        self.on_barrier: Callable[[], object] = lambda: None  # what is applied while a barrier is under way
 
     def propose_many_with(self, group: int, payloads: Sequence[bytes], done: Any, timeout_ms: int) -> None:
         self.proposals.append((len(payloads), timeout_ms))
@@ -62,6 +66,7 @@ class ScriptedGroups:
 
     def read_barrier_with(self, group: int, done: Any, timeout_ms: int) -> None:
         self.barriers.append(timeout_ms)
+        self.on_barrier()
         done(self.read_outcome or ReadReady(self.machine.applied_index()))
 
     def role(self, group: int) -> RoleChange:
@@ -97,7 +102,12 @@ class Setup:
         replicas.add(Replica("shard-0", 100, 1 << 32 | 1, machine))
         hints = Hints(self.model(), "node-1")
         deadlines = Deadlines(5_000, 60_000)
-        self.handler = BatchHandler(replicas, hints, self.stamps.now_ms, self.budget, Limits(64), deadlines, Silent())
+        self.spans: list[bytes] = []
+        self.tracer = Tracer(self.spans.append, "storage")
+        self.handler = BatchHandler(
+            *(replicas, hints, self.stamps.now_ms, self.budget, Limits(64), deadlines, Silent()),
+            OperationTracer(self.tracer),
+        )
         self.reads = ReadBatcher(self.groups, hints, self.stamps.now_ms, self.budget, deadlines, self.turn.append)
         self.handler.attach(self.groups, self.reads)
 
@@ -290,6 +300,29 @@ def test_weaker_reads_need_no_barrier_as_long_as_the_state_is_good_enough() -> N
     assert len(setup.groups.barriers) == 3
 
 
+def test_a_session_revision_that_the_shard_never_reached_is_refused_after_a_barrier() -> None:
+    setup = Setup()
+    (written,) = setup.run(put())
+    session = {"consistency": gateway_pb2.EVENTUAL, "read_mode": gateway_pb2.READ_YOUR_WRITES}
+    for key in (b"k", b"absent"):
+        (reply,) = setup.run(get(key, **session, session_revision=written.revision + 1))
+        assert (reply.code, reply.value) == (Status.PRECONDITION_FAILED, b"")
+        assert f"session_revision is {written.revision + 1}" in reply.message and str(written.revision) in reply.message
+    assert len(setup.groups.barriers) == 2
+    assert setup.budget.operations == 0
+
+
+def test_a_session_read_is_answered_once_the_barrier_brought_its_revision() -> None:
+    """A follower that lags: the revision is there when the barrier has completed, so it is no error."""
+    setup = Setup()
+    (first,) = setup.run(put())
+    newer = put(value=b"newer", shard_id="shard-0")
+    setup.groups.on_barrier = lambda: setup.handler.handle([newer], lambda replies: None)
+    session = {"consistency": gateway_pb2.EVENTUAL, "read_mode": gateway_pb2.READ_YOUR_WRITES}
+    (reply,) = setup.run(get(**session, session_revision=first.revision + 1))
+    assert (reply.code, reply.value, reply.guarantee) == (Status.OK, b"newer", pb.SESSION)
+
+
 def test_overload_is_refused_at_the_door() -> None:
     setup = Setup(operations_max=3)
     codes = [one.code for one in setup.run(*(put(b"%d" % n) for n in range(5)))]
@@ -326,3 +359,18 @@ def test_values_over_the_limit_are_too_large() -> None:
     fits, large = setup.run(put(value=b"v" * 64), put(value=b"v" * 65))
     assert fits.code == Status.OK
     assert (large.code, large.message) == (Status.PAYLOAD_TOO_LARGE, "value has 65 bytes, the limit is 64")
+
+
+async def test_operations_with_a_sampled_trace_context_leave_a_span() -> None:
+    setup = Setup()
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    sampled = f"00-{trace}-{parent}-01"
+    setup.run(put(traceparent=sampled), get(b"absent", traceparent=sampled), get(traceparent="nonsense"), get())
+    await setup.tracer.flush()
+    (body,) = [json.loads(text) for text in setup.spans]
+    spans = body["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    assert {(span["name"].rpartition("/")[2], span["status"].get("message", "")) for span in spans} == {
+        ("Put", ""),
+        ("Get", "NOT_FOUND"),
+    }
+    assert {(span["traceId"], span["parentSpanId"]) for span in spans} == {(trace, parent)}

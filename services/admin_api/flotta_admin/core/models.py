@@ -223,17 +223,27 @@ class ReplicationFactorRequest(Request):
     replication_factor: CountOfShards = Field(description="From 1 to 16.")
 
 
+class ConfigRequest(Request):
+    """What the configuration should be. What is left out stays as it is."""
+
+    num_shards: CountOfShards | None = Field(default=None, description="As it is: the number of shards stays.")
+    replication_factor: CountOfShards | None = Field(default=None, description="Replicas per shard, from 1 to 16.")
+    map_version: Any = Field(default=None, description="Accepted and ignored, so that what was read can be sent back.")
+
+
 class TriggerRequest(Request):
-    """KvDB's order for work on the whole cluster."""
+    """KvDB's order for work on the cluster."""
 
     operation: StrictStr | None = Field(
-        default=None, description="REBALANCE, in any case; where the path says it, free."
+        default=None, description="REBALANCE or COMPACT, in any case; where the path says it, free."
     )
     parameters: dict[StrictStr, StrictStr] | None = Field(default=None, description="Accepted and ignored.")
     target_shards: list[StrictStr] | None = Field(
-        default=None, description="Must be empty: the whole cluster is meant."
+        default=None, description="Shards to compact, none for all; a rebalance takes none."
     )
-    target_nodes: list[StrictStr] | None = Field(default=None, description="Must be empty: the whole cluster is meant.")
+    target_nodes: list[StrictStr] | None = Field(
+        default=None, description="Nodes to compact on, none for all; a rebalance takes none."
+    )
 
 
 class MoveRequest(Request):

@@ -12,7 +12,7 @@ from flotta_runtime.metrics import Metrics
 
 from flotta_admin.coordinator import Coordinators
 from flotta_admin.core.models import ErrorBody, GuardBody
-from flotta_admin.probe import NodeProbe
+from flotta_admin.probe import NodeOrders, NodeProbe
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Context:
 
     coordinators: Coordinators
     probe: NodeProbe
+    orders: NodeOrders
     metrics: Metrics
     clock: Clock
     readiness: Callable[[], tuple[bool, str]]
@@ -34,6 +35,7 @@ Responses = dict[int | str, dict[str, Any]]
 GUARDED: Responses = {
     401: {"model": GuardBody, "description": "The header X-Admin-Api-Key is missing or wrong."},
     403: {"model": GuardBody, "description": "The caller's address is not on the allowlist."},
+    429: {"description": "The caller's address has a rate, and is over it.", "content": {"text/plain": {}}},
 }
 COORDINATOR: Responses = {
     502: {"model": ErrorBody, "description": "The coordinators refuse this service's internal token."},

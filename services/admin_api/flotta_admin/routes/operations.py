@@ -9,13 +9,23 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 from flotta_proto.flotta import operator_pb2 as pb
-from flotta_runtime.errors import InvalidArgument, NotFound
+from flotta_runtime.errors import InvalidArgument, NotFound, PreconditionFailed
 
 from flotta_admin.core import convert, models
 from flotta_admin.http_errors import check_accepted
-from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, UNKNOWN, Context, NodeIdPath, ShardIdPath
+from flotta_admin.routes import (
+    BAD_REQUEST,
+    CONFLICT,
+    COORDINATOR,
+    UNKNOWN,
+    Context,
+    NodeIdPath,
+    ShardIdPath,
+    compaction,
+)
 
 OPERATION_HEADER = "X-Operation-Id"
+REPLICAS_HEADER = "X-Replicas"
 OpNumber = Annotated[int, Path(ge=1, le=2**63 - 1, description="The operation's number.")]
 
 
@@ -69,13 +79,43 @@ def router(context: Context) -> APIRouter:
         """As POST /admin/cluster/rebalance, with KvDB's body and answer."""
         return await trigger_rebalance(body, answer)
 
-    @routes.post("/ops/trigger", responses={**BAD_REQUEST, **CONFLICT})
+    async def trigger_compaction(body: models.TriggerRequest, answer: Response) -> models.TriggerRequest:
+        count = await compaction.order(context, body.target_shards or (), body.target_nodes or ())
+        answer.headers[REPLICAS_HEADER] = str(count)
+        return body
+
+    @routes.post("/ops/compact", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT})
+    async def compact(body: models.TriggerRequest, answer: Response) -> models.TriggerRequest:
+        """Rewrite the files of replicas without what was deleted, expired or replaced; answered once that is queued."""
+        return await trigger_compaction(body, answer)
+
+    @routes.post("/ops/trigger", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT})
     async def trigger(body: models.TriggerRequest, answer: Response) -> models.TriggerRequest:
         """KvDB's order by name."""
-        if (body.operation or "").upper() != "REBALANCE":
-            shown = (body.operation or "")[:32]
-            raise InvalidArgument(f"operation: it must be REBALANCE, not {shown!r}", field="operation")
-        return await trigger_rebalance(body, answer)
+        named = (body.operation or "").upper()
+        if named == "REBALANCE":
+            return await trigger_rebalance(body, answer)
+        if named == "COMPACT":
+            return await trigger_compaction(body, answer)
+        shown = (body.operation or "")[:32]
+        raise InvalidArgument(f"operation: it must be REBALANCE or COMPACT, not {shown!r}", field="operation")
+
+    @routes.post("/config", tags=["config"], responses={**BAD_REQUEST, **CONFLICT}, response_model_exclude_unset=True)
+    async def change_config(body: models.ConfigRequest, answer: Response) -> models.ConfigRequest:
+        """Change the replication factor. The number of shards is checked: it is what shard-init made it."""
+        partitioning = (await context.coordinators.state()).partitioning
+        if not partitioning.num_shards:
+            raise PreconditionFailed("num_shards: there are no shards yet; send POST /admin/config/shard-init first")
+        if body.num_shards not in (None, partitioning.num_shards):
+            raise PreconditionFailed(
+                f"num_shards: it is {partitioning.num_shards}, and does not change while the cluster has data"
+            )
+        if body.replication_factor not in (None, partitioning.replication_factor):
+            request = pb.SetReplicationFactorRequest(replication_factor=body.replication_factor)
+            made = (await order("SetReplicationFactor", request)).operation
+            if made is not None:
+                answer.headers[OPERATION_HEADER] = str(made.id)
+        return body
 
     @routes.post("/cluster/replication-factor", responses={**BAD_REQUEST, **CONFLICT})
     async def replication_factor(body: models.ReplicationFactorRequest) -> models.Order:

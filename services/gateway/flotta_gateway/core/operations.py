@@ -7,7 +7,8 @@ that are not there is most of the price of a request.
 from __future__ import annotations
 
 from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT, Operation
-from flotta_proto.kvdb.gateway_pb2 import DeleteRequest, GetRequest, PutRequest
+from flotta_proto.kvdb.gateway_pb2 import DeleteRequest, GetRequest, PutRequest, RequestContext
+from flotta_runtime import trace_context
 
 from flotta_gateway.core import validation
 from flotta_gateway.core.validation import KEY_BYTES_MAX, Limits
@@ -39,6 +40,7 @@ def _get(request: GetRequest) -> Operation:
         max_staleness_ms=options.max_staleness_ms,
         session_revision=options.session_revision,
         head_only=request.head_only,
+        traceparent=traceparent_of(request.ctx),
     )
 
 
@@ -61,6 +63,7 @@ def _put(request: PutRequest, limits: Limits) -> Operation:
         if_version_equals=options.if_version_equals,
         if_not_exists=options.if_not_exists,
         request_id=request.ctx.request_id if options.require_idempotency else "",
+        traceparent=traceparent_of(request.ctx),
     )
 
 
@@ -72,4 +75,10 @@ def _delete(request: DeleteRequest) -> Operation:
         key=request.key,
         if_version_equals=options.if_version_equals,
         request_id=request.ctx.request_id if options.require_idempotency else "",
+        traceparent=traceparent_of(request.ctx),
     )
+
+
+def traceparent_of(ctx: RequestContext) -> str:
+    """The client's trace context. A malformed one is left out, as W3C wants it: a request never fails for its trace."""
+    return ctx.traceparent if ctx.traceparent and trace_context.parse(ctx.traceparent) is not None else ""

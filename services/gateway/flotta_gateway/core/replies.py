@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import cast
+from typing import Final, cast
 
 from flotta_proto.flotta import storage_pb2 as storage
 from flotta_proto.kvdb import gateway_pb2 as gateway
 from flotta_runtime.errors import FlottaError, KvCode
 
 from flotta_gateway.core.retry import Failure, Fate
+
+# What comes of a change that is under way: an election, a move, a restart. Asking again at once would meet it still.
+RETRY_AFTER_MS: Final = 100
+_PASSES: Final = frozenset({KvCode.UNAVAILABLE, KvCode.NOT_LEADER, KvCode.SHARD_MOVED})
 
 
 def failure_of(reply: storage.Reply, address: str) -> Failure:
@@ -103,9 +107,9 @@ def failure_response(kind: int, failure: Failure) -> bytes:
         status=gateway.Status(
             code=cast("gateway.Status.Code.ValueType", int(failure.code)),
             message=failure.message,
-            leader_hint=failure.leader_hint,
+            leader_hint=failure.leader_hint or failure.new_node_hint,
             shard_id=failure.shard_id,
-            retry_after_ms=failure.retry_after_ms,
+            retry_after_ms=failure.retry_after_ms or (RETRY_AFTER_MS if failure.code in _PASSES else 0),
         )
     )
     return response.SerializeToString()

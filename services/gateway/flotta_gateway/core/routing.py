@@ -6,10 +6,10 @@ goes to the leader, or, while none is known, to a replica that can say who leads
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from flotta_proto.flotta.storage_pb2 import GET, Operation
-from flotta_proto.kvdb.gateway_pb2 import EVENTUAL, READ_YOUR_WRITES
+from flotta_proto.kvdb.gateway_pb2 import EVENTUAL, LOW_LATENCY, READ_YOUR_WRITES
 
 from flotta_gateway.core.shard_map import Route
 
@@ -28,6 +28,17 @@ def first_address(route: Route, any_replica: bool, spread: int) -> str:
     if any_replica and route.replicas:
         return route.replicas[spread % len(route.replicas)]
     return route.leader or (route.replicas[0] if route.replicas else "")
+
+
+def wants_the_quickest(operation: Operation) -> bool:
+    """Of the reads that any replica may serve, those that should wait as little as possible."""
+    return operation.read_mode == LOW_LATENCY
+
+
+def quickest(route: Route, spread: int, work: Callable[[str], tuple[bool, int]]) -> str:
+    """The replica with the least `work`: (cannot be reached, what waits for it). Equals are dealt out by `spread`."""
+    start = spread % max(1, len(route.replicas))
+    return min((*route.replicas[start:], *route.replicas[:start]), key=work, default=route.leader)
 
 
 def next_address(route: Route, any_replica: bool, spread: int, tried: Collection[str]) -> str:

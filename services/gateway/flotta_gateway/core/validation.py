@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flotta_proto.kvdb.gateway_pb2 import (
+    READ_YOUR_WRITES,
     Consistency,
     DeleteRequest,
     GetRequest,
@@ -22,6 +23,7 @@ from flotta_runtime.errors import InvalidArgument, PayloadTooLarge
 KEY_BYTES_MAX = 1024
 VALUE_BYTES_MAX = 16 * 1024 * 1024
 REQUEST_ID_BYTES_MAX = 256
+NAME_BYTES_MAX = 256  # of a tenant, and of a principal
 TTL_MS_MAX = 1 << 42  # 139 years; the storage nodes take no longer one
 
 _CONSISTENCIES = frozenset(Consistency.values())
@@ -40,11 +42,16 @@ def check_get(request: GetRequest) -> None:
     """Raise InvalidArgument for a Get that can never be served."""
     _check_key(request.key)
     if request.HasField("ctx"):
-        _check_request_id(request.ctx)
+        _check_context(request.ctx)
     if request.HasField("options"):
         options = request.options
         _check_enum("options.consistency", options.consistency, _CONSISTENCIES)
         _check_enum("options.read_mode", options.read_mode, _READ_MODES)
+        if options.session_revision and options.read_mode != READ_YOUR_WRITES:
+            raise InvalidArgument(
+                "options.session_revision needs options.read_mode READ_YOUR_WRITES; without it, it would not be kept",
+                field="options.session_revision",
+            )
 
 
 def check_put(request: PutRequest, limits: Limits) -> None:
@@ -94,7 +101,7 @@ def _check_key(key: bytes) -> None:
 
 
 def _check_write(ctx: RequestContext, options: WriteOptions) -> None:
-    _check_request_id(ctx)
+    _check_context(ctx)
     _check_enum("options.durability", options.durability, _DURABILITIES)
     if options.require_idempotency and not ctx.request_id:
         raise InvalidArgument(
@@ -102,18 +109,19 @@ def _check_write(ctx: RequestContext, options: WriteOptions) -> None:
         )
 
 
-def _check_request_id(ctx: RequestContext) -> None:
+def _check_context(ctx: RequestContext) -> None:
+    _check_text("ctx.request_id", ctx.request_id, REQUEST_ID_BYTES_MAX)
+    _check_text("ctx.tenant_id", ctx.tenant_id, NAME_BYTES_MAX)
+    _check_text("ctx.principal", ctx.principal, NAME_BYTES_MAX)
+
+
+def _check_text(field: str, text: str, bytes_max: int) -> None:
     # A string has at most four bytes a character, so most need no encoding to be found short enough.
-    request_id = ctx.request_id
-    if len(request_id) * 4 <= REQUEST_ID_BYTES_MAX:
+    if len(text) * 4 <= bytes_max:
         return
-    size = len(request_id.encode("utf-8"))
-    if size > REQUEST_ID_BYTES_MAX:
-        raise InvalidArgument(
-            f"ctx.request_id is {size} bytes long; the limit is {REQUEST_ID_BYTES_MAX}",
-            field="ctx.request_id",
-            limit=REQUEST_ID_BYTES_MAX,
-        )
+    size = len(text.encode("utf-8"))
+    if size > bytes_max:
+        raise InvalidArgument(f"{field} is {size} bytes long; the limit is {bytes_max}", field=field, limit=bytes_max)
 
 
 def _check_enum(field: str, value: int, known: frozenset[int]) -> None:
