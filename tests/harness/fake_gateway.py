@@ -34,6 +34,7 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
         self.script: list[Said] = []
         self.seen: list[Any] = []
         self.batches: list[int] = []  # items of each
+        self.peers: set[str] = set()  # connections
         self.address = ""
         self._server: grpc.aio.Server | None = None
 
@@ -77,6 +78,7 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
 
     async def _handle(self, request: Any, context: Any, carry_out: Callable[[Any], Any]) -> Any:
         self.seen.append(request)
+        self.peers.add(context.peer())
         said = self.script.pop(0) if self.script else None
         if isinstance(said, gw.Status):
             return _RESPONSES[type(request)](status=said)

@@ -1,13 +1,16 @@
 """The Python client of Flotta, and its command line.
 
-async with AsyncClient("localhost:7000") as client:
-    version = await client.put("greeting", b"hello", ttl_ms=60_000)
-    entry = await client.get("greeting")
+with Client("localhost:7000") as client:
+    version = client.put("greeting", b"hello", ttl_ms=60_000)
+    entry = client.get("greeting")
+
+`AsyncClient` is the same for asyncio.
 """
 
 from flotta_runtime.tls import TlsFiles
 
-from flotta.client import AsyncClient
+from flotta._async.client import AsyncClient
+from flotta._sync.client import Client
 from flotta.errors import (
     AlreadyExistsError,
     FlottaError,
@@ -25,6 +28,7 @@ from flotta.models import Consistency, Delete, Entry, Get, Put
 __all__ = [
     "AlreadyExistsError",
     "AsyncClient",
+    "Client",
     "Consistency",
     "Delete",
     "Entry",

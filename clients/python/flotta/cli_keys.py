@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from flotta._async.client import AsyncClient
 from flotta.cli_support import Exit, as_json, duration_ms, fail, find, key_bytes, run, shown, value_bytes
-from flotta.client import AsyncClient
 from flotta.endpoints import Endpoints
 from flotta.models import Consistency, Entry
 
