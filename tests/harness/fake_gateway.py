@@ -100,7 +100,13 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
         row = self.rows.get(request.key)
         if row is None:
             return gw.GetResponse(status=gw.Status(code=gw.Status.NOT_FOUND, message="no such key"))
-        answer = gw.GetResponse(status=gw.Status(code=gw.Status.OK, shard_id="shard-0"), kv=row)
+        weak = request.options.consistency == gw.EVENTUAL
+        answer = gw.GetResponse(
+            status=gw.Status(code=gw.Status.OK, shard_id="shard-0"),
+            kv=row,
+            revision=self.version,
+            guarantee=gw.BOUNDED if weak else gw.LINEARIZABLE,
+        )
         if request.head_only:
             answer.kv.value = b""
         return answer

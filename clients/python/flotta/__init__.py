@@ -23,7 +23,7 @@ from flotta.errors import (
     UnavailableError,
     VersionMismatchError,
 )
-from flotta.models import Consistency, Delete, Entry, Get, Put
+from flotta.models import Consistency, Delete, Entry, Get, Guarantee, Put
 
 __all__ = [
     "AlreadyExistsError",
@@ -34,6 +34,7 @@ __all__ = [
     "Entry",
     "FlottaError",
     "Get",
+    "Guarantee",
     "InternalError",
     "InvalidArgumentError",
     "OutcomeUnknownError",
