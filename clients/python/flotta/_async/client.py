@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import Self, cast
 
 from flotta_proto.kvdb import gateway_pb2 as pb
-from flotta_runtime.tls import TlsError, TlsFiles, client_tls
+from flotta_runtime.tls import Tls, TlsError, TlsFiles, client_tls
 
 from flotta._async.gateways import AsyncGateways
+from flotta._async.leaders import AsyncLeaders
 from flotta._async.primitives import sleep
 from flotta.errors import FlottaError, InvalidArgumentError
 from flotta.messages import Response, entry_of, raise_in_doubt, request_of, result_of, version_of
@@ -28,7 +29,9 @@ from flotta.patience import Patience
 
 
 class AsyncClient:
-    """A connection to a cluster through its gateways. Use it as `async with AsyncClient("host:7000") as client`.
+    """A connection to a cluster through its gateways, or to its nodes: see `smart`.
+
+    Use it as `async with AsyncClient("host:7000") as client`.
 
     Given several gateways it talks to one, and turns to the next when that one cannot be reached. With `tls` it speaks
     TLS: `TlsFiles(ca_file=…)`, and `cert_file` and `key_file` where the gateways ask for a certificate. Files that are
@@ -45,10 +48,25 @@ class AsyncClient:
     ) -> None:
         self._timeout_ms = timeout_ms
         self._idempotent_writes = idempotent_writes
-        try:
-            self._cluster = AsyncGateways((address, *more), client_tls(tls))
-        except TlsError as error:
-            raise InvalidArgumentError(str(error)) from error
+        self._cluster: AsyncGateways | AsyncLeaders = AsyncGateways((address, *more), _tls(tls))
+
+    @classmethod
+    def smart(
+        cls,
+        coordinator: str = "localhost:9001",
+        *more: str,
+        internal_token: str,
+        timeout_ms: int = 5_000,
+        idempotent_writes: bool = True,
+        tls: TlsFiles | None = None,
+    ) -> Self:
+        """A client that needs no gateway: it follows the coordinators' shard map, goes to the leader of each shard by
+        itself, and where the map is behind, to whom the nodes name. It is a part of the cluster: it must reach every
+        node, and know the internal token. Make it where its event loop runs.
+        """
+        made = cls(timeout_ms=timeout_ms, idempotent_writes=idempotent_writes)
+        made._cluster = AsyncLeaders((coordinator, *more), internal_token, _tls(tls))
+        return made
 
     async def __aenter__(self) -> Self:
         return self
@@ -153,3 +171,10 @@ class AsyncClient:
             if patience.in_doubt:
                 raise_in_doubt(status)
             return response
+
+
+def _tls(files: TlsFiles | None) -> Tls | None:
+    try:
+        return client_tls(files)
+    except TlsError as error:
+        raise InvalidArgumentError(str(error)) from error
