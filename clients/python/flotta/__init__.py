@@ -1,8 +1,10 @@
 """The Python client of Flotta, and its command line.
 
-with Client("localhost:7000") as client:
-    version = client.put("greeting", b"hello", ttl_ms=60_000)
-    entry = client.get("greeting")
+>>> from flotta import Client
+>>> with Client("localhost:7000") as client:
+...     version = client.put("greeting", "hello", ttl_ms=60_000)
+...     client.get("greeting").value
+b'hello'
 
 `AsyncClient` is the same for asyncio.
 """
