@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from flotta_runtime.tls import TlsError, client_tls
 
+from flotta._async.channels import AsyncChannels
 from flotta._async.map_watch import AsyncMapWatch
-from flotta._async.primitives import Channel, connect
 from flotta.cli_keys import Json
 from flotta.cli_status import Coordinators
 from flotta.cli_support import find, run
@@ -41,14 +41,8 @@ async def _follow(where: Endpoints, count: int | None, json_: bool) -> None:
     except TlsError as error:
         raise InvalidArgumentError(str(error)) from error
     news: asyncio.Queue[tuple[ShardMap, ShardMap]] = asyncio.Queue()
-    channels: dict[str, Channel] = {}
-
-    def channel(address: str) -> Channel:
-        if address not in channels:
-            channels[address] = connect(tls, address)
-        return channels[address]
-
-    watch = AsyncMapWatch(where.coordinators, channel, lambda before, after: news.put_nowait((before, after)))
+    channels = AsyncChannels(tls)
+    watch = AsyncMapWatch(where.coordinators, channels.to, lambda before, after: news.put_nowait((before, after)))
     try:
         if not await watch.fetch():
             said = f"(addresses from {where.coordinators_from})"
@@ -62,8 +56,7 @@ async def _follow(where: Endpoints, count: int | None, json_: bool) -> None:
             count = None if count is None else count - 1
     finally:
         await watch.stop()
-        for opened in channels.values():
-            await opened.close()
+        await channels.close()
 
 
 def _show_map(found: ShardMap, json_: bool) -> None:

@@ -2,13 +2,11 @@
 
 Invariants:
 - What is not safe to repeat is never sent again once it may have reached a gateway.
-- Channels are kept and used for all calls. Replaced TLS files are used for new ones.
+- Where a gateway is lost, this call and those after it turn to the next one.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,18 +15,16 @@ from flotta_proto.flotta import kv_pb2
 from flotta_proto.flotta.kv_pb2_grpc import KvStub
 from flotta_proto.kvdb import gateway_pb2 as pb
 from flotta_proto.kvdb.gateway_pb2_grpc import KvGatewayStub
-from flotta_runtime.tls import Tls, TlsError
+from flotta_runtime.tls import Tls
 from google.protobuf.message import Message
 
-from flotta._async.primitives import Channel, connect, sleep
+from flotta._async.channels import AsyncChannels
+from flotta._async.primitives import Channel, sleep
 from flotta.errors import InternalError
 from flotta.messages import Request, Response, item_of, repeatable, response_of
 from flotta.patience import Patience
 from flotta.rpc_failures import is_lost, never_connected, raise_transport
 
-TLS_LOOK_S = 1.0
-
-_LOG = logging.getLogger("flotta")
 _METHODS: dict[type[Request], str] = {pb.GetRequest: "Get", pb.PutRequest: "Put", pb.DeleteRequest: "Delete"}
 
 
@@ -37,16 +33,12 @@ class AsyncGateways:
 
     def __init__(self, addresses: Sequence[str], tls: Tls | None) -> None:
         self._addresses = tuple(addresses)
-        self._tls = tls
+        self._channels = AsyncChannels(tls)
         self._current = 0
-        self._channels: dict[str, Channel] = {}
-        self._looked_s = time.monotonic()
 
     async def close(self) -> None:
         """Close the connections; calls that are waiting are cancelled."""
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            await channel.close()
+        await self._channels.close()
 
     async def call(self, request: Request, patience: Patience) -> Response:
         """What a gateway said to one request."""
@@ -72,33 +64,13 @@ class AsyncGateways:
             current = self._current
             address = self._addresses[current]
             try:
-                send = getattr(stub(self._channel(address)), method)
+                send = getattr(stub(self._channels.to(address)), method)
                 return await send(request, timeout=patience.left_s())
             except grpc.RpcError as error:
                 # Unless it never connected, the transport may have delivered what it says failed.
                 unsent = never_connected(error)
                 if not (is_lost(error) and (safe or unsent) and patience.lasts()):
-                    raise_transport(error, address, unsent and not patience.in_doubt, self._tls)
+                    raise_transport(error, address, unsent and not patience.in_doubt, self._channels.tls)
                 self._current = (current + 1) % len(self._addresses)
                 patience.in_doubt = patience.in_doubt or not unsent
             await sleep(patience.next_pause_s())
-
-    def _channel(self, address: str) -> Channel:
-        if self._tls is not None:
-            self._follow_files(self._tls)
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels.setdefault(address, connect(self._tls, address))
-        return channel
-
-    def _follow_files(self, tls: Tls) -> None:
-        """Once a second at most, while there are calls. Calls that run keep the connection they have."""
-        now_s = time.monotonic()
-        if now_s - self._looked_s < TLS_LOOK_S:
-            return
-        self._looked_s = now_s
-        try:
-            if tls.refresh():
-                self._channels.clear()
-        except TlsError as error:
-            _LOG.error("the replaced TLS files cannot be used; the old ones stay in force: %s", error)

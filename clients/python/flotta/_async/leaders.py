@@ -16,9 +16,10 @@ from functools import partial
 from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.tls import Tls
 
+from flotta._async.channels import AsyncChannels
 from flotta._async.map_watch import AsyncMapWatch
 from flotta._async.node_stream import AsyncNodeStream
-from flotta._async.primitives import Channel, Lock, connect, run_all, sleep
+from flotta._async.primitives import Lock, run_all, sleep
 from flotta.errors import UnavailableError
 from flotta.messages import Request, Response
 from flotta.patience import Patience
@@ -37,12 +38,11 @@ class AsyncLeaders:
     """See the module."""
 
     def __init__(self, coordinators: Sequence[str], internal_token: str, tls: Tls | None) -> None:
-        self._tls = tls
         self._metadata = ((TOKEN_HEADER, internal_token),) if internal_token else ()
-        self._channels: dict[str, Channel] = {}
+        self._channels = AsyncChannels(tls)
         self._streams: dict[str, AsyncNodeStream] = {}
         self._opening = Lock()
-        self.map = AsyncMapWatch(coordinators, self._channel)
+        self.map = AsyncMapWatch(coordinators, self._channels.to)
 
     async def close(self) -> None:
         """Close the connections; calls that are waiting fail."""
@@ -50,9 +50,7 @@ class AsyncLeaders:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             await stream.stop()
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            await channel.close()
+        await self._channels.close()
 
     async def call(self, request: Request, patience: Patience) -> Response:
         """What the shard said to one request."""
@@ -132,14 +130,8 @@ class AsyncLeaders:
         async with self._opening:
             stream = self._streams.get(address)
             if stream is None or not stream.usable:
-                stream = self._streams[address] = AsyncNodeStream(self._channel(address), self._metadata)
+                stream = self._streams[address] = AsyncNodeStream(self._channels.to(address), self._metadata)
             return stream
-
-    def _channel(self, address: str) -> Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels.setdefault(address, connect(self._tls, address))
-        return channel
 
 
 def _shorten(chain: deque[Item]) -> None:

@@ -17,9 +17,10 @@ from functools import partial
 from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.tls import Tls
 
+from flotta._sync.channels import Channels
 from flotta._sync.map_watch import MapWatch
 from flotta._sync.node_stream import NodeStream
-from flotta._sync.primitives import Channel, Lock, connect, run_all, sleep
+from flotta._sync.primitives import Lock, run_all, sleep
 from flotta.errors import UnavailableError
 from flotta.messages import Request, Response
 from flotta.patience import Patience
@@ -38,12 +39,11 @@ class Leaders:
     """See the module."""
 
     def __init__(self, coordinators: Sequence[str], internal_token: str, tls: Tls | None) -> None:
-        self._tls = tls
         self._metadata = ((TOKEN_HEADER, internal_token),) if internal_token else ()
-        self._channels: dict[str, Channel] = {}
+        self._channels = Channels(tls)
         self._streams: dict[str, NodeStream] = {}
         self._opening = Lock()
-        self.map = MapWatch(coordinators, self._channel)
+        self.map = MapWatch(coordinators, self._channels.to)
 
     def close(self) -> None:
         """Close the connections; calls that are waiting fail."""
@@ -51,9 +51,7 @@ class Leaders:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.stop()
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            channel.close()
+        self._channels.close()
 
     def call(self, request: Request, patience: Patience) -> Response:
         """What the shard said to one request."""
@@ -133,14 +131,8 @@ class Leaders:
         with self._opening:
             stream = self._streams.get(address)
             if stream is None or not stream.usable:
-                stream = self._streams[address] = NodeStream(self._channel(address), self._metadata)
+                stream = self._streams[address] = NodeStream(self._channels.to(address), self._metadata)
             return stream
-
-    def _channel(self, address: str) -> Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels.setdefault(address, connect(self._tls, address))
-        return channel
 
 
 def _shorten(chain: deque[Item]) -> None:

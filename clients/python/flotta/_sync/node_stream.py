@@ -21,6 +21,7 @@ from flotta.routing import Lost, NotSent, Outcome
 from flotta.rpc_failures import code_of, details_of
 
 GREETING = "x-flotta-accepted"
+GREETING_TIMEOUT_S = 1.5
 
 
 class _Asked:
@@ -62,8 +63,9 @@ class NodeStream:
     def ask(self, operations: Sequence[Operation], timeout_s: float) -> list[Outcome]:
         """What became of each of them within the time."""
         deadline_s = time.monotonic() + timeout_s
-        if not self._greeted.wait(timeout_s):
-            return [NotSent(f"no greeting within {timeout_s:.1f} s")] * len(operations)
+        greeting_s = min(timeout_s, GREETING_TIMEOUT_S)
+        if not self._greeted.wait(greeting_s):
+            return [NotSent(f"no greeting within {greeting_s:.1f} s")] * len(operations)
         if not self.usable:
             return [NotSent(self.ended or "the node is stopping")] * len(operations)
         asked = _Asked(len(operations))
