@@ -19,6 +19,7 @@ import typer
 
 from flotta import endpoints
 from flotta.admin_api import NotAllowedError, NotFoundError
+from flotta.cli_config import EndpointError
 from flotta.errors import (
     AlreadyExistsError,
     FlottaError,
@@ -95,7 +96,7 @@ def find(**flags: Any) -> endpoints.Endpoints:
     """The addresses, by the flags of the command and those before it; or an end with a clear message."""
     try:
         return endpoints.find(replace(ROOT_FLAGS.get(), **flags))
-    except endpoints.EndpointError as error:
+    except EndpointError as error:
         fail(str(error), Exit.USAGE, f"`flotta --help` says where addresses come from; {FILE_HINT}")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from flotta import endpoints
-from flotta.endpoints import EndpointError, Flags
+from flotta.cli_config import EndpointError
+from flotta.endpoints import Flags
 
 NO_FLAGS = Flags()
 

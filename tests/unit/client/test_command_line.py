@@ -14,7 +14,8 @@ import pytest
 from fake_cluster import FakeCluster
 from fake_gateway import FakeGateway
 from flotta import cli, endpoints
-from flotta.endpoints import EndpointError, Flags
+from flotta.cli_config import EndpointError
+from flotta.endpoints import Flags
 from flotta_proto.kvdb import coordinator_pb2 as cp
 from flotta_proto.kvdb import gateway_pb2 as gw
 from typer.testing import CliRunner

@@ -203,6 +203,10 @@ async def test_nobody_there_and_a_wrong_token_say_so(cluster: FakeCluster) -> No
         with pytest.raises(flotta.UnavailableError, match="UNAUTHENTICATED"):
             await client.put("k", "v")
     assert not seen(cluster)
+    cluster.state.Clear()
+    async with AsyncClient.smart(cluster.coordinator.address, internal_token=TOKEN, timeout_ms=300) as client:
+        with pytest.raises(flotta.UnavailableError, match="the cluster is empty"):
+            await client.put("k", "v")
 
 
 async def test_another_coordinator_is_asked_when_one_hangs(cluster: FakeCluster) -> None:

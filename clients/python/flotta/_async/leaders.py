@@ -82,12 +82,12 @@ class AsyncLeaders:
         """Wait for the first map; raises UnavailableError when there is none in time."""
         async with self._opening:
             await self.map.start()
-        while not self.map.current.version:
-            if await self.map.fetch() and self.map.current.version:
+        while not self.map.is_known():
+            await self.map.fetch()
+            if self.map.is_known():
                 return
             if not patience.lasts():
-                why = self.map.trouble if not self.map.current.version else ""
-                raise UnavailableError(f"there is no shard map: {why}")
+                raise UnavailableError(f"there is no shard map: {self.map.trouble}")
             await sleep(patience.next_pause_s())
 
     async def _round(self, items: Sequence[Item], patience: Patience) -> list[Item]:

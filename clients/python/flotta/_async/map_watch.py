@@ -50,6 +50,10 @@ class AsyncMapWatch:
         self.current = ShardMap()
         self.trouble = "no coordinator was asked yet"
 
+    def is_known(self) -> bool:
+        """Whether there is a map at all."""
+        return self.current.version > 0
+
     async def start(self) -> None:
         """Follow the watch in the background."""
         if self._background is None:
@@ -93,6 +97,7 @@ class AsyncMapWatch:
             answer = await CoordinatorStub(self._channel(address)).GetShardMap(request, timeout=FETCH_TIMEOUT_S)
             if answer.HasField("state"):
                 self._take(self.current.with_state(answer.state))
+            self.trouble = f"the coordinator at {address} has none yet: the cluster is empty"
         except grpc.RpcError as error:
             self.trouble = f"the coordinator at {address} says {code_of(error).name}: {details_of(error)}"
             return metadata_of(error, "x-leader-hint")

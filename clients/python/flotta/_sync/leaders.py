@@ -83,12 +83,12 @@ class Leaders:
         """Wait for the first map; raises UnavailableError when there is none in time."""
         with self._opening:
             self.map.start()
-        while not self.map.current.version:
-            if self.map.fetch() and self.map.current.version:
+        while not self.map.is_known():
+            self.map.fetch()
+            if self.map.is_known():
                 return
             if not patience.lasts():
-                why = self.map.trouble if not self.map.current.version else ""
-                raise UnavailableError(f"there is no shard map: {why}")
+                raise UnavailableError(f"there is no shard map: {self.map.trouble}")
             sleep(patience.next_pause_s())
 
     def _round(self, items: Sequence[Item], patience: Patience) -> list[Item]:
