@@ -221,3 +221,17 @@ async def test_too_large_a_value_is_refused_here(client: AsyncClient, cluster: F
         await client.put("k", b"x" * ((16 << 20) + 1))
     assert not seen(cluster)
     assert await client.put("k", b"x" * (3 << 20)) == 101
+
+
+async def test_coordinators_that_hang_hold_up_no_call(client: AsyncClient, cluster: FakeCluster) -> None:
+    await client.put("k", "v")
+    for coordinator in cluster.coordinators:
+        coordinator.hang = True
+    leader = cluster.leader_of(shard_of("k"))
+    answers = iter([sp.Reply(code=Status.UNAVAILABLE, message="no quorum")] * 3)
+    leader.fault = lambda op: next(answers, None)
+    # A request to a coordinator is given up after 1.5 s only: a call that waited for one would be out of time.
+    assert await client.put("k", "w", timeout_ms=1_400) == 102
+    async with AsyncClient.smart(cluster.coordinator.address, internal_token=TOKEN) as late:
+        with pytest.raises(flotta.UnavailableError, match="no shard map"):
+            await late.get("k", timeout_ms=200)

@@ -74,21 +74,17 @@ class AsyncLeaders:
                 for item in later:
                     item.out_of_time()
             elif later:
+                async with self._opening:
+                    self.map.fetch_soon()
                 await sleep(patience.next_pause_s())
-                await self.map.fetch()
         return [item.response for item in items if item.response is not None]
 
     async def _need_map(self, patience: Patience) -> None:
         """Wait for the first map; raises UnavailableError when there is none in time."""
         async with self._opening:
             await self.map.start()
-        while not self.map.is_known():
-            await self.map.fetch()
-            if self.map.is_known():
-                return
-            if not patience.lasts():
-                raise UnavailableError(f"there is no shard map: {self.map.trouble}")
-            await sleep(patience.next_pause_s())
+        if not await self.map.known.wait(patience.left_s()):
+            raise UnavailableError(f"there is no shard map: {self.map.trouble}")
 
     async def _round(self, items: Sequence[Item], patience: Patience) -> list[Item]:
         """Ask for each of them once. Returns those that should be asked for again after a pause."""

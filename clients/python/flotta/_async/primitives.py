@@ -62,6 +62,10 @@ class Background:
         self._interrupt = interrupt
         self._task = asyncio.create_task(work())
 
+    def is_done(self) -> bool:
+        """Whether it has ended."""
+        return self._task.done()
+
     async def stop(self) -> None:
         """Return when it has ended."""
         self._interrupt()

@@ -75,21 +75,17 @@ class Leaders:
                 for item in later:
                     item.out_of_time()
             elif later:
+                with self._opening:
+                    self.map.fetch_soon()
                 sleep(patience.next_pause_s())
-                self.map.fetch()
         return [item.response for item in items if item.response is not None]
 
     def _need_map(self, patience: Patience) -> None:
         """Wait for the first map; raises UnavailableError when there is none in time."""
         with self._opening:
             self.map.start()
-        while not self.map.is_known():
-            self.map.fetch()
-            if self.map.is_known():
-                return
-            if not patience.lasts():
-                raise UnavailableError(f"there is no shard map: {self.map.trouble}")
-            sleep(patience.next_pause_s())
+        if not self.map.known.wait(patience.left_s()):
+            raise UnavailableError(f"there is no shard map: {self.map.trouble}")
 
     def _round(self, items: Sequence[Item], patience: Patience) -> list[Item]:
         """Ask for each of them once. Returns those that should be asked for again after a pause."""

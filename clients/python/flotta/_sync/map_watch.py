@@ -5,6 +5,7 @@ Invariants:
 - `current` only moves forward, whoever answered, and `on_change` is told of every move.
 - Any coordinator will do: one that redirects is followed, one that does not answer is passed by.
 - Fetches are coalesced: who comes while one runs, or just after, shares its result.
+- Nobody who makes a call waits for a coordinator, except for the first map.
 """
 
 from __future__ import annotations
@@ -47,28 +48,36 @@ class MapWatch:
         self._fetched_s = float("-inf")
         self._call: WatchCall | None = None
         self._stopping = Event()
-        self._background: Background | None = None
+        self._following: Background | None = None
+        self._refreshing: Background | None = None
+        self.known = Event()  # there is a map at all
         self.current = ShardMap()
         self.trouble = "no coordinator was asked yet"
 
-    def is_known(self) -> bool:
-        """Whether there is a map at all."""
-        return self.current.version > 0
-
     def start(self) -> None:
         """Follow the watch in the background."""
-        if self._background is None:
-            self._background = Background(self.follow, self._interrupt)
+        if self._following is None:
+            self._following = Background(self._follow, self._interrupt)
 
     def stop(self) -> None:
-        """End what `start` began."""
+        """End what `start` and `fetch_soon` began."""
         self._stopping.set()
-        if self._background is not None:
-            self._background.stop()
+        for background in (self._following, self._refreshing):
+            if background is not None:
+                background.stop()
 
     def _interrupt(self) -> None:
         if self._call is not None:
             self._call.cancel()
+
+    def fetch_soon(self) -> None:
+        """Fetch in the background; nothing when that is under way, or was just done."""
+        waits = self._refreshing is None or self._refreshing.is_done()
+        if waits and self._fetched_s < time.monotonic() - FETCH_PAUSE_S:
+            self._refreshing = Background(self._refresh, _nothing)
+
+    def _refresh(self) -> None:
+        self.fetch()
 
     def fetch(self) -> bool:
         """Get the newest map from a coordinator that answers; False when none does, and `trouble` says why."""
@@ -78,7 +87,7 @@ class MapWatch:
                 return True
             asked: set[str] = set()
             queue = [self._preferred, *self._coordinators]
-            while queue:
+            while queue and not self._stopping.is_set():
                 address = queue.pop(0)
                 if address in asked:
                     continue
@@ -107,11 +116,12 @@ class MapWatch:
             return ""
         return None
 
-    def follow(self) -> None:
+    def _follow(self) -> None:
         """Hold a watch open until `stop`, from one coordinator after the other."""
         address = self._coordinators[0]
         patience = Patience(PATIENCE_MS)
         while not self._stopping.is_set():
+            self.fetch()
             version = self.current.version
             hint = self._watch(address)
             if self.current.version > version:
@@ -147,6 +157,7 @@ class MapWatch:
         before = self.current
         if following.version > before.version:
             self.current = following
+            self.known.set()
             if self._on_change is not None:
                 self._on_change(before, following)
 
@@ -155,3 +166,7 @@ class MapWatch:
         if address not in self._coordinators:
             return self._coordinators[0]
         return self._coordinators[(self._coordinators.index(address) + 1) % len(self._coordinators)]
+
+
+def _nothing() -> None:
+    """A fetch ends by itself: each of its requests has a timeout."""

@@ -60,6 +60,10 @@ class Background:
         self._thread = threading.Thread(target=work, name="flotta", daemon=True)
         self._thread.start()
 
+    def is_done(self) -> bool:
+        """Whether it has ended."""
+        return not self._thread.is_alive()
+
     def stop(self) -> None:
         """Return when it has ended."""
         self._interrupt()
