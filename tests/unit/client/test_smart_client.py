@@ -228,7 +228,7 @@ async def test_coordinators_that_hang_hold_up_no_call(client: AsyncClient, clust
     for coordinator in cluster.coordinators:
         coordinator.hang = True
     leader = cluster.leader_of(shard_of("k"))
-    answers = iter([sp.Reply(code=Status.UNAVAILABLE, message="no quorum")] * 3)
+    answers = iter([sp.Reply(code=Status.UNAVAILABLE, message="no quorum")] * 5)
     leader.fault = lambda op: next(answers, None)
     # A request to a coordinator is given up after 1.5 s only: a call that waited for one would be out of time.
     assert await client.put("k", "w", timeout_ms=1_400) == 102
