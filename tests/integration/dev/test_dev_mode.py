@@ -78,6 +78,32 @@ def test_status_secrets_and_the_admin_api(tmp_path: Path) -> None:
             assert address.startswith("127.0.0.1:")
 
 
+def test_the_verbs_of_operators_find_it_by_themselves(tmp_path: Path) -> None:
+    with dev(tmp_path, "--shards", "2") as run:
+        run.announced()
+
+        def told(*arguments: str) -> Any:
+            done = run.cli(*arguments, "--json")
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        assert (told("cluster")["num_shards"], told("cluster")["nodes"]) == (2, {"ALIVE": 1})
+        assert [node["shards_led"] for node in told("nodes")] == [2]
+        assert [shard["shard_id"] for shard in told("shards", "--node", "node-1")] == ["shard-0", "shard-1"]
+        assert told("why", "shard-1")["health"] == "HEALTHY"
+        assert told("why", "node-1")["status"] == "ALIVE"
+        number = told("rebalance")["operation"]["id"]
+        assert [one["id"] for one in told("ops")] == [number]
+        assert told("ops", str(number), "--cancel")["operation"]["status"] == "CANCELLED"
+        assert run.cli("ops", str(number), "--wait").returncode == 3
+        assert run.cli("transfer", "shard-0", "node-1").returncode == 0
+        unknown = run.cli("drain", "node-9")
+        assert unknown.returncode == 1
+        assert b"node-9" in unknown.stderr and b"flotta nodes" in unknown.stderr
+        assert run.cli("move", "shard-0", "node-1", "node-1").returncode in (2, 3)
+        assert run.cli("why", "shard-7").returncode == 1
+
+
 def test_a_second_process_on_the_same_data_ends_with_one_sentence(tmp_path: Path) -> None:
     with dev(tmp_path) as run:
         run.announced()
