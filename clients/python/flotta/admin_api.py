@@ -58,6 +58,7 @@ class AdminApi:
         self._key = key
         self._timeout_s = timeout_ms / 1000
         self._context = _context(tls) if self._url.scheme == "https" else None
+        self._server_name = tls.server_name
 
     def get(self, *path: str, **query: str | int) -> Any:
         """What is at a path, given in parts."""
@@ -104,9 +105,22 @@ class AdminApi:
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port = self._url.hostname or "", self._url.port
-        if self._url.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=self._context)
+        if self._context is not None:
+            return _Https(host, port, self._timeout_s, self._context, self._server_name or host)
         return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+
+
+class _Https(http.client.HTTPConnection):
+    """Over TLS, with a certificate of a name that need not be the host's."""
+
+    def __init__(self, host: str, port: int | None, timeout_s: float, context: ssl.SSLContext, name: str) -> None:
+        super().__init__(host, port or http.client.HTTPS_PORT, timeout=timeout_s)
+        self._context = context
+        self._name = name
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = self._context.wrap_socket(self.sock, server_hostname=self._name)
 
 
 def _raise(status: int, found: Any, key: str) -> NoReturn:
