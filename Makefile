@@ -14,7 +14,7 @@ NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*' -not 
 PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
 
 .PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
-	test test-python test-native sim sim-planted bench bench-full soak profile overload fuzz compose-test proto docs wheels
+	test test-python test-native sim sim-planted bench bench-full soak profile overload fuzz compose-test proto sync-client docs wheels
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ $(VENV)/.native: $(NATIVE_SOURCES) | $(VENV)/.packages
 
 proto: ## generate the protobuf stubs anew
 	$(PYTHON) hatch_build.py
+
+sync-client: ## generate the blocking client from the asynchronous one
+	$(PYTHON) scripts/gen_sync_client.py
 
 run-cluster: build ## start what is missing of the local cluster
 	@$(CLUSTER) start

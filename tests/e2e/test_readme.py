@@ -43,6 +43,8 @@ def environment(cluster: ProcessCluster) -> dict[str, str]:
         **cluster.environment,
         "PATH": ":".join(folders),
         "FLOTTA_GATEWAY": cluster.gateway_address(),
+        "FLOTTA_ADMIN": f"http://127.0.0.1:{cluster.admin_port}",
+        "FLOTTA_ADMIN_API_KEY_FILE": f"{cluster.environment['DATA_DIR']}/admin-api-key",
         "FLOTTA_COORDINATORS": ",".join(f"127.0.0.1:{cluster.coordinator_port + n}" for n in range(3)),
         "COLUMNS": "200",
         "NO_COLOR": "1",

@@ -17,7 +17,7 @@ from flotta_proto.flotta import storage_pb2 as sp
 from flotta_proto.flotta import storage_pb2_grpc as sp_grpc
 from flotta_proto.kvdb import coordinator_pb2 as cp
 from flotta_proto.kvdb import coordinator_pb2_grpc as cp_grpc
-from flotta_proto.kvdb.gateway_pb2 import Status
+from flotta_proto.kvdb.gateway_pb2 import EVENTUAL, Status
 from flotta_runtime.auth import REFUSAL
 from flotta_runtime.links import Links, metadata_of
 from flotta_runtime.turns import Turns
@@ -69,6 +69,7 @@ class FakeShards:
                 reply.code, reply.message = Status.NOT_FOUND, "no such key"
             else:
                 reply.value, reply.version = (b"" if op.head_only else row[0]), row[1]
+                reply.guarantee = sp.ANY if op.consistency == EVENTUAL else sp.LINEARIZABLE
             return reply
         self.applied.append(op)
         if op.if_version_equals and (row is None or row[1] != op.if_version_equals):

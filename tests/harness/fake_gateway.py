@@ -34,6 +34,7 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
         self.script: list[Said] = []
         self.seen: list[Any] = []
         self.batches: list[int] = []  # items of each
+        self.peers: set[str] = set()  # connections
         self.address = ""
         self._server: grpc.aio.Server | None = None
 
@@ -77,6 +78,7 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
 
     async def _handle(self, request: Any, context: Any, carry_out: Callable[[Any], Any]) -> Any:
         self.seen.append(request)
+        self.peers.add(context.peer())
         said = self.script.pop(0) if self.script else None
         if isinstance(said, gw.Status):
             return _RESPONSES[type(request)](status=said)
@@ -98,7 +100,13 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
         row = self.rows.get(request.key)
         if row is None:
             return gw.GetResponse(status=gw.Status(code=gw.Status.NOT_FOUND, message="no such key"))
-        answer = gw.GetResponse(status=gw.Status(code=gw.Status.OK, shard_id="shard-0"), kv=row)
+        weak = request.options.consistency == gw.EVENTUAL
+        answer = gw.GetResponse(
+            status=gw.Status(code=gw.Status.OK, shard_id="shard-0"),
+            kv=row,
+            revision=self.version,
+            guarantee=gw.BOUNDED if weak else gw.LINEARIZABLE,
+        )
         if request.head_only:
             answer.kv.value = b""
         return answer

@@ -87,6 +87,20 @@ async def command(cluster: ProcessCluster, *words: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode()
 
 
+async def operators_and_smart_clients_get_in(cluster: ProcessCluster, rotation: Rotation) -> None:
+    coordinator = f"127.0.0.1:{cluster.coordinator_port}"
+    code, said = await command(cluster, "nodes", "--coordinators", coordinator)
+    assert code == 0 and said.count("ALIVE") == 3, said
+    key_file = str(cluster.folder / "data" / "admin-api-key")
+    admin = ("--admin", f"https://127.0.0.1:{cluster.admin_port}", "--admin-key-file", key_file)
+    code, said = await command(cluster, "why", "shard-0", *admin)
+    assert code == 0 and said.startswith("shard-0 is "), said
+    smart = AsyncClient.smart(coordinator, internal_token=cluster.internal_token(), tls=rotation.files)
+    async with smart as client:
+        entry = await client.get("greeting")
+        assert entry is not None and entry.value == b"hello"
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
 async def test_everything_is_replaced_under_load_and_no_call_fails(tmp_path: Path, transport: Transport) -> None:
@@ -96,6 +110,7 @@ async def test_everything_is_replaced_under_load_and_no_call_fails(tmp_path: Pat
         assert code == 0, said
         code, said = await command(cluster, "get", "greeting")
         assert (code, said) == (0, "hello\n")
+        await operators_and_smart_clients_get_in(cluster, rotation)
         await strangers_are_refused(cluster, rotation)
 
         addresses = [cluster.gateway_address(1), cluster.gateway_address(2)]

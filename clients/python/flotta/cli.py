@@ -1,7 +1,7 @@
 """The `flotta` command. Further commands are found by the entry point group `flotta.commands`.
 
-Exit codes: 0 done, 1 no such key (status: something is wrong), 2 wrong use, 3 a condition did not hold,
-4 unavailable, 5 outcome unknown, 6 something broke.
+Exit codes: 0 done, 1 no such key, node, shard or operation (status: something is wrong), 2 wrong use, 3 a condition did
+not hold, 4 unavailable, 5 outcome unknown, 6 something broke.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 from flotta_runtime.tls import TlsFiles
 
-from flotta import cli_keys, cli_status
-from flotta.cli_support import TLS_FLAGS, Exit, fail
+from flotta import cli_keys, cli_orders, cli_status, cli_watch
+from flotta.cli_support import ROOT_FLAGS, Exit, fail
+from flotta.endpoints import Flags
 
 TlsCa = Annotated[
     Path | None,
@@ -40,6 +41,14 @@ TlsServerName = Annotated[
         "--tls-server-name", metavar="NAME", envvar="FLOTTA_TLS_SERVER_NAME", help="Name to look for in certificates."
     ),
 ]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="TOML file with addresses and keys; left out: FLOTTA_CONFIG, or ~/.config/flotta/config.toml.",
+    ),
+]
 COMMAND_GROUP = "flotta.commands"
 
 
@@ -50,6 +59,7 @@ def _version(asked: bool) -> None:
 
 
 def _root(
+    config: ConfigFile = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -58,8 +68,12 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """A sharded, strongly consistent key/value system."""
-    TLS_FLAGS.set(TlsFiles(tls_cert, tls_key, None, tls_ca, tls_server_name))
+    """A sharded, strongly consistent key/value system.
+
+    Addresses come from the flags of a command, else the environment (FLOTTA_GATEWAY, FLOTTA_COORDINATORS,
+    FLOTTA_ADMIN), else the configuration file, else what `flotta dev` left in its data directory, else localhost.
+    """
+    ROOT_FLAGS.set(Flags(config=config, tls=TlsFiles(tls_cert, tls_key, None, tls_ca, tls_server_name)))
 
 
 def _unusable(entry: EntryPoint, reason: ImportError) -> Callable[[], None]:
@@ -74,12 +88,22 @@ def _unusable(entry: EntryPoint, reason: ImportError) -> Callable[[], None]:
 
 def build() -> typer.Typer:
     """The application with all commands that are installed."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_root)
     app.command("put")(cli_keys.put)
     app.command("get")(cli_keys.get)
     app.command("del")(cli_keys.delete)
     app.command("status")(cli_status.status)
+    app.command("cluster")(cli_status.cluster)
+    app.command("nodes")(cli_status.nodes)
+    app.command("shards")(cli_status.shards)
+    app.command("watch-map")(cli_watch.watch_map)
+    app.command("why")(cli_orders.why)
+    app.command("move")(cli_orders.move)
+    app.command("transfer")(cli_orders.transfer)
+    app.command("drain")(cli_orders.drain)
+    app.command("rebalance")(cli_orders.rebalance)
+    app.command("ops")(cli_orders.ops)
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda one: one.name):
         try:
             command = entry.load()

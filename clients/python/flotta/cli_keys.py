@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from flotta._async.client import AsyncClient
 from flotta.cli_support import Exit, as_json, duration_ms, fail, find, key_bytes, run, shown, value_bytes
-from flotta.client import AsyncClient
 from flotta.endpoints import Endpoints
 from flotta.models import Consistency, Entry
 
@@ -44,7 +44,7 @@ def put(
     """Store a value under a key, and print its version."""
     if if_version is not None and if_absent:
         fail("--if-version and --if-absent contradict each other; give one of them", Exit.USAGE)
-    where = find(gateway)
+    where = find(gateway=gateway)
     name, data = key_bytes(key), value_bytes(value, file)
     ttl_ms = duration_ms(ttl, "--ttl") if ttl else 0
 
@@ -68,7 +68,7 @@ def get(
     """Print the value of a key."""
     if raw and (json_ or head):
         fail("--raw prints the value alone; leave out --json and --head", Exit.USAGE)
-    where = find(gateway)
+    where = find(gateway=gateway)
     name = key_bytes(key)
     consistency = Consistency.EVENTUAL if eventual else Consistency.STRONG
 
@@ -96,7 +96,7 @@ def delete(
     json_: Json = False,
 ) -> None:
     """Delete a key."""
-    where = find(gateway)
+    where = find(gateway=gateway)
     name = key_bytes(key)
 
     async def work() -> int | None:

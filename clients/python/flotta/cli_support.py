@@ -9,15 +9,17 @@ import enum
 import os
 import re
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
-from flotta_runtime.tls import NO_TLS, TlsFiles
 
 from flotta import endpoints
+from flotta.admin_api import NotAllowedError, NotFoundError
+from flotta.cli_config import EndpointError
 from flotta.errors import (
     AlreadyExistsError,
     FlottaError,
@@ -28,22 +30,25 @@ from flotta.errors import (
     UnavailableError,
     VersionMismatchError,
 )
+from flotta.overview import gather
 
 T = TypeVar("T")
-TLS_FLAGS: ContextVar[TlsFiles] = ContextVar("flotta_tls_flags", default=NO_TLS)
-"""What was said of TLS before the command."""
+ROOT_FLAGS: ContextVar[endpoints.Flags] = ContextVar("flotta_root_flags", default=endpoints.NO_FLAGS)
+"""What was said before the command."""
+WRITE_HINT = "a write may have happened: read the key before you repeat it"
+FILE_HINT = "the configuration file is ~/.config/flotta/config.toml, or what --config names"
 
 
 class Exit(enum.IntEnum):
     """What the exit code of a command says."""
 
     OK = 0
-    NOT_FOUND = 1  # no such key; for `status`: the cluster answers, but something is wrong
+    NOT_FOUND = 1  # no such key, node, shard or operation; for `status`: the cluster answers, but something is wrong
     USAGE = 2  # the request can never succeed as it is
     CONDITION = 3  # if-version or if-absent did not hold
     UNAVAILABLE = 4  # nothing was done; try again later
     UNKNOWN = 5  # no answer came: the write may have happened
-    FAILED = 6  # something broke
+    FAILED = 6  # something broke; for `--wait`: the operation failed
 
 
 def fail(message: str, code: Exit, hint: str = "") -> NoReturn:
@@ -56,16 +61,28 @@ def fail(message: str, code: Exit, hint: str = "") -> NoReturn:
 
 def run(work: Coroutine[Any, Any, T], where: endpoints.Endpoints) -> T:
     """Run a command's work; every expected error ends it with its exit code and a hint."""
-    try:
+    with explained(_where_to_look(where)):
         return asyncio.run(work)
+
+
+@contextlib.contextmanager
+def explained(unreachable_hint: str, unknown_hint: str = WRITE_HINT) -> Iterator[None]:
+    """Every expected error ends the command with its exit code and a hint."""
+    try:
+        yield
+    except NotFoundError as error:
+        fail(str(error), Exit.NOT_FOUND, "`flotta nodes`, `flotta shards` and `flotta ops` list what there is")
+    except NotAllowedError as error:
+        hint = "give its key in FLOTTA_ADMIN_API_KEY, --admin-key-file FILE, or the configuration file"
+        fail(str(error), Exit.USAGE, hint)
     except InvalidArgumentError as error:
         fail(str(error), Exit.USAGE)
     except (AlreadyExistsError, VersionMismatchError, PreconditionFailedError) as error:
         fail(str(error), Exit.CONDITION)
     except (UnavailableError, RateLimitedError) as error:
-        fail(str(error), Exit.UNAVAILABLE, _where_to_look(where))
+        fail(str(error), Exit.UNAVAILABLE, unreachable_hint)
     except OutcomeUnknownError as error:
-        fail(str(error), Exit.UNKNOWN, "a write may have happened: read the key before you repeat it")
+        fail(str(error), Exit.UNKNOWN, unknown_hint)
     except FlottaError as error:
         fail(str(error), Exit.FAILED)
 
@@ -75,12 +92,12 @@ def _where_to_look(where: endpoints.Endpoints) -> str:
     return f"see `flotta status`; start a cluster with `flotta dev`, or name one with --gateway {said}"
 
 
-def find(gateway: str | None, coordinators: str | None = None) -> endpoints.Endpoints:
-    """The addresses, or an end with a clear message."""
+def find(**flags: Any) -> endpoints.Endpoints:
+    """The addresses, by the flags of the command and those before it; or an end with a clear message."""
     try:
-        return endpoints.find(gateway, coordinators, tls=TLS_FLAGS.get())
-    except endpoints.EndpointError as error:
-        fail(str(error), Exit.USAGE)
+        return endpoints.find(replace(ROOT_FLAGS.get(), **flags))
+    except EndpointError as error:
+        fail(str(error), Exit.USAGE, f"`flotta --help` says where addresses come from; {FILE_HINT}")
 
 
 def key_bytes(key: str) -> bytes:
@@ -123,6 +140,7 @@ def as_json(name: str, data: bytes) -> dict[str, str]:
     return members
 
 
+COMPLETION_TIMEOUT_MS = 500
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)?")
 _UNIT_MS = {"ms": 1, "s": 1_000, None: 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -133,3 +151,12 @@ def duration_ms(text: str, flag: str) -> int:
     if match is None or int(match[1]) == 0:
         fail(f"{flag} {text!r} is no duration; write for example 90s, 15m, 2h, 7d or 250ms", Exit.USAGE)
     return int(match[1]) * _UNIT_MS[match[2]]
+
+
+def complete_from_map(kind: str, incomplete: str) -> list[str]:
+    """Ids of "nodes", "shards" or "both" that begin so, for the shell; none when no coordinator answers at once."""
+    where = find()
+    found = asyncio.run(gather((), where.coordinators, COMPLETION_TIMEOUT_MS, where.tls))
+    names = [node.node_id for node in found.nodes] if kind in ("nodes", "both") else []
+    names += [shard.shard_id for shard in found.shards] if kind in ("shards", "both") else []
+    return [name for name in names if name.startswith(incomplete)]

@@ -20,11 +20,12 @@ from flotta.errors import (
     UnavailableError,
     VersionMismatchError,
 )
-from flotta.models import Consistency, Delete, Entry, Get, Operation
+from flotta.models import Consistency, Delete, Entry, Get, Guarantee, Operation
 
 Request = pb.GetRequest | pb.PutRequest | pb.DeleteRequest
 Response = pb.GetResponse | pb.PutResponse | pb.DeleteResponse
 
+_GUARANTEES = {guarantee.value: guarantee for guarantee in Guarantee}
 _ERRORS: dict[int, type[FlottaError]] = {
     pb.Status.INVALID_ARGUMENT: InvalidArgumentError,
     pb.Status.ALREADY_EXISTS: AlreadyExistsError,
@@ -87,7 +88,17 @@ def entry_of(response: pb.GetResponse) -> Entry | None:
         return None
     raise_unless_ok(response.status)
     kv = response.kv
-    return Entry(kv.key, kv.value, kv.version, kv.create_time_ms, kv.update_time_ms, kv.expire_time_ms)
+    return Entry(
+        kv.key,
+        kv.value,
+        kv.version,
+        kv.create_time_ms,
+        kv.update_time_ms,
+        kv.expire_time_ms,
+        _GUARANTEES.get(response.guarantee, Guarantee.UNKNOWN),
+        response.status.shard_id,
+        response.revision,
+    )
 
 
 def version_of(response: pb.PutResponse | pb.DeleteResponse) -> int | None:

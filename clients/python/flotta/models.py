@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class Consistency(enum.IntEnum):
@@ -15,9 +15,27 @@ class Consistency(enum.IntEnum):
     """Any replica's state; it may lag behind."""
 
 
+class Guarantee(enum.IntEnum):
+    """Which promise the answer to a read keeps. It may be a stronger one than was asked for."""
+
+    UNKNOWN = 0
+    """The gateway did not say."""
+    LINEARIZABLE = 1
+    """It sees every write that was acknowledged before the read began."""
+    SESSION = 2
+    """It sees what the session had seen."""
+    BOUNDED = 3
+    """It is no staler than `max_staleness_ms`."""
+    ANY = 4
+    """Some committed state of the past."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key and what is stored under it. `value` is empty where only metadata was asked for."""
+    """A key and what is stored under it. `value` is empty where only metadata was asked for.
+
+    The last three say where and how it was read; two entries that differ only in them are equal.
+    """
 
     key: bytes
     value: bytes
@@ -26,6 +44,10 @@ class Entry:
     update_time_ms: int
     expire_time_ms: int
     """When it expires, in milliseconds since the epoch; 0: never."""
+    guarantee: Guarantee = field(default=Guarantee.UNKNOWN, compare=False)
+    shard_id: str = field(default="", compare=False)
+    revision: int = field(default=0, compare=False)
+    """Of the shard, at which it was read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ class Overview:
     nodes: tuple[NodeRow, ...] = ()
     shards: tuple[ShardRow, ...] = ()
     problems: tuple[str, ...] = field(default=())
+    has_map: bool = False
+    """Whether a coordinator told the map."""
 
     @property
     def reachable(self) -> bool:
@@ -139,6 +141,7 @@ def _overview(gateways: tuple[Peer, ...], coordinators: tuple[Peer, ...], state:
         nodes,
         rows,
         (*_peer_problems(gateways, coordinators), *_map_problems(nodes, rows)),
+        has_map=True,
     )
 
 

@@ -178,13 +178,17 @@ class Tls:
         outer.sni_callback = choose  # also called when the client names no server
         return outer
 
-    def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
-        """A connection over TLS that trusts `tls_ca_file`, and shows our certificate if there is one."""
-        content, name = self.content, self.files.server_name
-        credentials = grpc.ssl_channel_credentials(content.ca, content.key or None, content.cert or None)
-        if name:
-            options = (*options, ("grpc.ssl_target_name_override", name), ("grpc.default_authority", name))
-        return grpc.aio.secure_channel(address, credentials, options=list(options))
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For connections that trust `tls_ca_file`, and show our certificate if there is one."""
+        content = self.content
+        return grpc.ssl_channel_credentials(content.ca, content.key or None, content.cert or None)
+
+    def channel_options(self, options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """`options`, and the name that is looked for."""
+        name = self.files.server_name
+        if not name:
+            return list(options)
+        return [*options, ("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)]
 
 
 def client_tls(files: TlsFiles | None) -> Tls | None:
@@ -199,8 +203,15 @@ def client_tls(files: TlsFiles | None) -> Tls | None:
 def open_channel(tls: Tls | None, address: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
     """A connection to `address`: over TLS if this process is set up for it."""
     if tls is not None and tls.dials:
-        return tls.channel(address, options)
+        return grpc.aio.secure_channel(address, tls.channel_credentials(), options=tls.channel_options(options))
     return grpc.aio.insecure_channel(address, options=list(options))
+
+
+def open_blocking_channel(tls: Tls | None, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+    """The same for a caller without an event loop."""
+    if tls is not None and tls.dials:
+        return grpc.secure_channel(address, tls.channel_credentials(), options=tls.channel_options(options))
+    return grpc.insecure_channel(address, options=list(options))
 
 
 def hint(tls: Tls | None, details: str) -> str:

@@ -3,69 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dev_process import Dev, dev
 from flotta import AsyncClient
-
-FLOTTA = [sys.executable, "-m", "flotta.cli"]
-
-
-class Dev:
-    """One run of `flotta dev`, and the command line beside it."""
-
-    def __init__(self, data: Path, *flags: str) -> None:
-        self.data = data
-        self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("FLOTTA_", "KVDB_"))}
-        self.environ["FLOTTA_DATA"] = str(data)
-        self.process = subprocess.Popen(
-            [*FLOTTA, "dev", "--gateway-port", "0", "--admin-port", "0", *flags],
-            env=self.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def announced(self) -> str:
-        """What it said when it was ready; empty if it ended before that."""
-        assert self.process.stdout is not None
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line.decode())
-            if line.startswith(b"Stop it"):
-                break
-        return "".join(lines)
-
-    def endpoints(self) -> dict[str, str]:
-        content: dict[str, str] = json.loads((self.data / "endpoints.json").read_text())
-        return content
-
-    def cli(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run([*FLOTTA, *arguments], env=self.environ, input=stdin, capture_output=True, timeout=30)
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=30)
-
-
-@contextmanager
-def dev(data: Path, *flags: str) -> Iterator[Dev]:
-    run = Dev(data, *flags)
-    try:
-        yield run
-    finally:
-        run.process.kill()
-        run.process.communicate()
 
 
 def admin(run: Dev, path: str, key: str | None) -> tuple[int, Any]:
@@ -128,6 +76,32 @@ def test_status_secrets_and_the_admin_api(tmp_path: Path) -> None:
         assert (code, [node["status"] for node in nodes]) == (200, ["ALIVE"])
         for address in (endpoints["gateway"], endpoints["coordinators"]):
             assert address.startswith("127.0.0.1:")
+
+
+def test_the_verbs_of_operators_find_it_by_themselves(tmp_path: Path) -> None:
+    with dev(tmp_path, "--shards", "2") as run:
+        run.announced()
+
+        def told(*arguments: str) -> Any:
+            done = run.cli(*arguments, "--json")
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        assert (told("cluster")["num_shards"], told("cluster")["nodes"]) == (2, {"ALIVE": 1})
+        assert [node["shards_led"] for node in told("nodes")] == [2]
+        assert [shard["shard_id"] for shard in told("shards", "--node", "node-1")] == ["shard-0", "shard-1"]
+        assert told("why", "shard-1")["health"] == "HEALTHY"
+        assert told("why", "node-1")["status"] == "ALIVE"
+        number = told("rebalance")["operation"]["id"]
+        assert [one["id"] for one in told("ops")] == [number]
+        assert told("ops", str(number), "--cancel")["operation"]["status"] == "CANCELLED"
+        assert run.cli("ops", str(number), "--wait").returncode == 3
+        assert run.cli("transfer", "shard-0", "node-1").returncode == 0
+        unknown = run.cli("drain", "node-9")
+        assert unknown.returncode == 1
+        assert b"node-9" in unknown.stderr and b"flotta nodes" in unknown.stderr
+        assert run.cli("move", "shard-0", "node-1", "node-1").returncode in (2, 3)
+        assert run.cli("why", "shard-7").returncode == 1
 
 
 def test_a_second_process_on_the_same_data_ends_with_one_sentence(tmp_path: Path) -> None:

@@ -47,6 +47,17 @@ async def test_put_get_delete_with_any_bytes(cluster: FakeCluster, start_gateway
     assert sum(len(node.seen) for node in cluster.nodes) == 5 * len(rows)
 
 
+async def test_a_read_says_which_promise_it_keeps(cluster: FakeCluster, start_gateway: Start) -> None:
+    _, stub = await start_gateway(cluster)
+    written = await stub.Put(gw.PutRequest(key=b"k", value=b"v"))
+    strong = await stub.Get(gw.GetRequest(key=b"k"))
+    weak = await stub.Get(gw.GetRequest(key=b"k", options=gw.ReadOptions(consistency=gw.EVENTUAL)))
+    assert (strong.guarantee, strong.revision) == (gw.LINEARIZABLE, written.revision)
+    assert weak.guarantee == gw.ANY
+    absent = await stub.Get(gw.GetRequest(key=b"absent"))
+    assert (absent.status.code, absent.guarantee) == (Status.NOT_FOUND, gw.SERVED_GUARANTEE_UNSPECIFIED)
+
+
 async def test_options_reach_the_node(cluster: FakeCluster, start_gateway: Start) -> None:
     _, stub = await start_gateway(cluster)
     key = b"options"

@@ -9,7 +9,8 @@ import flotta
 import grpc
 import pytest
 from fake_gateway import FakeGateway
-from flotta import AsyncClient, Consistency, Entry
+from flotta import AsyncClient, Consistency, Entry, Get, Guarantee
+from flotta_proto.flotta import storage_pb2
 from flotta_proto.kvdb import gateway_pb2 as gw
 
 NOBODY = "127.0.0.1:1"
@@ -40,6 +41,19 @@ async def test_what_is_put_is_got(client: AsyncClient) -> None:
     assert await client.delete("text") == second + 1
     assert await client.delete("text") is None
     assert await client.get("text") is None
+
+
+async def test_an_entry_says_how_it_was_read(client: AsyncClient) -> None:
+    version = await client.put("k", "v")
+    strong = await client.get("k")
+    weak = await client.get("k", consistency=Consistency.EVENTUAL)
+    assert strong is not None and weak is not None
+    assert (strong.guarantee, strong.shard_id, strong.revision) == (Guarantee.LINEARIZABLE, "shard-0", version)
+    assert weak.guarantee is Guarantee.BOUNDED
+    assert strong == weak
+    (batched,) = await client.batch([Get("k")])
+    assert isinstance(batched, Entry)
+    assert batched.guarantee is Guarantee.LINEARIZABLE
 
 
 async def test_options_travel(client: AsyncClient, gateway: FakeGateway) -> None:
@@ -168,3 +182,12 @@ async def test_being_turned_away_ends_no_doubt(client: AsyncClient, gateway: Fak
     gateway.script = [grpc.StatusCode.UNAVAILABLE, busy]
     with pytest.raises(flotta.OutcomeUnknownError, match="may have been carried out"):
         await client.put("k", "v")
+
+
+def test_guarantees_have_the_numbers_of_the_wire_everywhere() -> None:
+    for guarantee in Guarantee:
+        if guarantee is Guarantee.UNKNOWN:
+            continue
+        assert gw.ServedGuarantee.Value(guarantee.name) == guarantee.value
+        assert storage_pb2.ReadGuarantee.Value(guarantee.name) == guarantee.value
+    assert len(gw.ServedGuarantee.values()) == len(storage_pb2.ReadGuarantee.values()) == len(Guarantee)

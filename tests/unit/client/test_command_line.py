@@ -14,7 +14,8 @@ import pytest
 from fake_cluster import FakeCluster
 from fake_gateway import FakeGateway
 from flotta import cli, endpoints
-from flotta.endpoints import EndpointError
+from flotta.cli_config import EndpointError
+from flotta.endpoints import Flags
 from flotta_proto.kvdb import coordinator_pb2 as cp
 from flotta_proto.kvdb import gateway_pb2 as gw
 from typer.testing import CliRunner
@@ -36,6 +37,7 @@ def flotta_cli(tmp_path: Path) -> Run:
 
     async def run(*arguments: str, stdin: bytes = b"", **environ: str) -> Any:
         clean = {"FLOTTA_GATEWAY": "", "FLOTTA_COORDINATORS": "", "FLOTTA_DATA": str(tmp_path), "TERM": "dumb"}
+        clean |= {"FLOTTA_CONFIG": "", "XDG_CONFIG_HOME": str(tmp_path)}
         runner = CliRunner(env=clean | environ)
         return await asyncio.to_thread(runner.invoke, cli.build(), list(arguments), input=stdin)
 
@@ -200,25 +202,26 @@ async def test_status_without_anybody(flotta_cli: Run) -> None:
 
 
 def test_addresses_come_from_flag_environment_file_or_default(tmp_path: Path) -> None:
-    environ = {"FLOTTA_DATA": str(tmp_path)}
-    assert endpoints.find(None, None, environ).gateway == ("localhost:7000",)
-    assert len(endpoints.find(None, None, environ).coordinators) == 3
+    environ = {"FLOTTA_DATA": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    assert endpoints.find(Flags(), environ).gateway == ("localhost:7000",)
+    assert len(endpoints.find(Flags(), environ).coordinators) == 3
     (tmp_path / "endpoints.json").write_text('{"gateway": "127.0.0.1:7007", "coordinators": "127.0.0.1:9999"}')
-    found = endpoints.find(None, None, environ)
+    found = endpoints.find(Flags(), environ)
     assert (found.gateway, found.coordinators) == (("127.0.0.1:7007",), ("127.0.0.1:9999",))
     assert found.gateway_from == str(tmp_path / "endpoints.json")
     environ |= {"FLOTTA_GATEWAY": "a:1, b:2"}
-    assert endpoints.find(None, None, environ).gateway == ("a:1", "b:2")
-    assert endpoints.find("c:3", None, environ).gateway == ("c:3",)
+    assert endpoints.find(Flags(), environ).gateway == ("a:1", "b:2")
+    assert endpoints.find(Flags(gateway="c:3"), environ).gateway == ("c:3",)
     (tmp_path / "endpoints.json").write_text("not json")
     with pytest.raises(EndpointError, match="is not JSON"):
-        endpoints.find(None, None, environ)
+        endpoints.find(Flags(), environ)
 
 
 def test_help_lists_the_commands_and_dev_is_found_by_entry_point() -> None:
     shown = CliRunner(env={"TERM": "dumb"}).invoke(cli.build(), ["--help"])
     assert shown.exit_code == 0
-    for command in ("put", "get", "del", "status", "dev"):
+    verbs = ["put", "get", "del", "status", "cluster", "nodes", "shards", "watch-map", "why", "move", "transfer"]
+    for command in (*verbs, "drain", "rebalance", "ops", "dev"):
         assert command in shown.stdout
     version = CliRunner().invoke(cli.build(), ["--version"])
     assert (version.exit_code, version.stdout.startswith("flotta ")) == (0, True)

@@ -64,6 +64,7 @@ def get_response(key: bytes, reply: storage.Reply) -> bytes:
             expire_time_ms=reply.expire_time_ms,
         ),
         revision=reply.revision,
+        guarantee=cast("gateway.ServedGuarantee.ValueType", reply.guarantee),
     )
     return _done(reply.shard_id) + response.SerializeToString()
 

@@ -1,0 +1,180 @@
+"""The client: typed get, put, delete and batches of them.
+
+Writes are exactly-once by default: each carries a request id, under which the shard remembers its outcome for ten
+minutes, so that a write without an answer can be sent again. The id holds the time of the first attempt; the shard
+refuses one that is older than its memory, so a late repeat is an error and never a second execution. It therefore
+needs a clock that is right within a minute. With `idempotent_writes=False` a write is sent once.
+
+Invariants:
+- A write without a request id is never sent again once it may have reached the cluster.
+- No call lasts longer than its timeout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self, cast
+
+from flotta_proto.kvdb import gateway_pb2 as pb
+from flotta_runtime.tls import Tls, TlsError, TlsFiles, client_tls
+
+from flotta._async.gateways import AsyncGateways
+from flotta._async.leaders import AsyncLeaders
+from flotta._async.primitives import sleep
+from flotta.errors import FlottaError, InvalidArgumentError
+from flotta.messages import Response, entry_of, raise_in_doubt, request_of, result_of, version_of
+from flotta.models import Consistency, Delete, Entry, Get, Operation, Put
+from flotta.patience import Patience
+
+
+class AsyncClient:
+    """A connection to a cluster through its gateways, or to its nodes: see `smart`.
+
+    Use it as `async with AsyncClient("host:7000") as client`.
+
+    Given several gateways it talks to one, and turns to the next when that one cannot be reached. With `tls` it speaks
+    TLS: `TlsFiles(ca_file=…)`, and `cert_file` and `key_file` where the gateways ask for a certificate. Files that are
+    replaced are used for new connections; InvalidArgumentError if they cannot be used at first.
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost:7000",
+        *more: str,
+        timeout_ms: int = 5_000,
+        idempotent_writes: bool = True,
+        tls: TlsFiles | None = None,
+    ) -> None:
+        self._timeout_ms = timeout_ms
+        self._idempotent_writes = idempotent_writes
+        self._cluster: AsyncGateways | AsyncLeaders = AsyncGateways((address, *more), _tls(tls))
+
+    @classmethod
+    def smart(
+        cls,
+        coordinator: str = "localhost:9001",
+        *more: str,
+        internal_token: str,
+        timeout_ms: int = 5_000,
+        idempotent_writes: bool = True,
+        tls: TlsFiles | None = None,
+    ) -> Self:
+        """A client that needs no gateway: it follows the coordinators' shard map, goes to the leader of each shard by
+        itself, and where the map is behind, to whom the nodes name. It is a part of the cluster: it must reach every
+        node, and know the internal token. Make it where its event loop runs.
+        """
+        made = cls(timeout_ms=timeout_ms, idempotent_writes=idempotent_writes)
+        made._cluster = AsyncLeaders((coordinator, *more), internal_token, _tls(tls))
+        return made
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; calls that are waiting are cancelled."""
+        await self._cluster.close()
+
+    async def get(
+        self,
+        key: str | bytes,
+        *,
+        consistency: Consistency = Consistency.STRONG,
+        max_staleness_ms: int = 0,
+        head_only: bool = False,
+        timeout_ms: int | None = None,
+    ) -> Entry | None:
+        """The entry under `key`, or None. `max_staleness_ms` bounds how far an EVENTUAL read may lag; 0: any lag."""
+        response = await self._call(Get(key, consistency, max_staleness_ms, head_only), timeout_ms)
+        return entry_of(cast("pb.GetResponse", response))
+
+    async def put(
+        self,
+        key: str | bytes,
+        value: str | bytes,
+        *,
+        ttl_ms: int = 0,
+        if_version: int = 0,
+        if_absent: bool = False,
+        request_id: str = "",
+        timeout_ms: int | None = None,
+    ) -> int:
+        """Store `value` under `key`; returns the new version.
+
+        `if_version`: only if that is the key's version (VersionMismatchError). `if_absent`: only if there is no such
+        key (AlreadyExistsError). `ttl_ms`: expires after so long; 0: never. `request_id`: an id of the caller's own,
+        to make this write exactly-once across processes.
+        """
+        operation = Put(key, value, ttl_ms, if_version, if_absent, request_id)
+        return version_of(cast("pb.PutResponse", await self._call(operation, timeout_ms))) or 0
+
+    async def delete(
+        self, key: str | bytes, *, if_version: int = 0, request_id: str = "", timeout_ms: int | None = None
+    ) -> int | None:
+        """Delete `key`; returns the version of the deletion, or None if there was no such key."""
+        response = await self._call(Delete(key, if_version, request_id), timeout_ms)
+        return version_of(cast("pb.DeleteResponse", response))
+
+    async def batch(
+        self, operations: Iterable[Operation], *, timeout_ms: int | None = None
+    ) -> list[Entry | int | FlottaError | None]:
+        """Carry out many operations in one request; returns a result for each, in their order.
+
+        A result is what `get`, `put` or `delete` would return, or the error it would raise: each operation succeeds or
+        fails alone. Those of one key are done in their order, and after one that was not done, or not certainly, none
+        that comes later; of different keys nothing is promised. Others may see some of them done and others not yet.
+        A gateway takes 1000 of them and 16.5 MiB, unless it is set otherwise; more is an InvalidArgumentError or a
+        PayloadTooLargeError, and nothing is done. What fails as a whole is raised.
+        """
+        requests = [request_of(operation, self._idempotent_writes) for operation in operations]
+        waiting = list(range(len(requests)))
+        results: list[Entry | int | FlottaError | None] = [None] * len(requests)
+        patience = Patience(self._timeout_ms if timeout_ms is None else timeout_ms)
+        while waiting:
+            try:
+                answers = await self._cluster.call_many([requests[position] for position in waiting], patience)
+            except FlottaError as error:
+                if len(waiting) == len(requests):
+                    raise
+                for position in waiting:
+                    results[position] = error
+                break
+            limited: list[int] = []
+            for position, response in zip(waiting, answers, strict=True):
+                results[position] = result_of(response, patience.in_doubt)
+                if response.status.code == pb.Status.RATE_LIMITED:
+                    patience.longer(response.status.retry_after_ms)
+                    limited.append(position)
+            if not limited or not patience.lasts():
+                break
+            waiting = limited
+            await sleep(patience.next_pause_s())
+        return results
+
+    async def _call(self, operation: Operation, timeout_ms: int | None) -> Response:
+        """What became of it; asked until that is known, as long as that is safe and the time lasts."""
+        request = request_of(operation, self._idempotent_writes)
+        patience = Patience(self._timeout_ms if timeout_ms is None else timeout_ms)
+        while True:
+            response = await self._cluster.call(request, patience)
+            status = response.status
+            if status.code == pb.Status.RATE_LIMITED:
+                patience.longer(status.retry_after_ms)
+                if patience.lasts():
+                    await sleep(patience.next_pause_s())
+                    continue
+            if patience.in_doubt:
+                raise_in_doubt(status)
+            return response
+
+
+def _tls(files: TlsFiles | None) -> Tls | None:
+    try:
+        return client_tls(files)
+    except TlsError as error:
+        raise InvalidArgumentError(str(error)) from error
