@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 
 times = st.integers(0, 2**62)
 rows = st.builds(
-    lambda key, value, version, created, later, expire: SavedRow(
-        key, value, version, created, created + later, expire
-    ),
+    lambda key, value, version, created, later, expire: SavedRow(key, value, version, created, created + later, expire),
     st.binary(min_size=1, max_size=40),
     st.binary(max_size=200),
     st.integers(1, 2**63),
