@@ -15,6 +15,7 @@ from flotta_runtime.tls_watch import follow_files
 
 from flotta_admin.app import make_app
 from flotta_admin.coordinator import Coordinators
+from flotta_admin.copying.copier import Copier
 from flotta_admin.guard import Guard
 from flotta_admin.probe import NodeProbe
 from flotta_admin.routes import Context
@@ -31,14 +32,18 @@ class AdminService:
         self.port = 0
         self._readiness = (False, "no coordinator has been asked yet")
         self._tls = settings.tls()
+        dial = dialer(settings.token(), self._tls)
         self._coordinators = Coordinators(
             settings.coordinators,
-            dialer(settings.token(), self._tls),
+            dial,
             call_timeout_ms=settings.call_timeout_ms,
             request_timeout_ms=settings.request_timeout_ms,
         )
         self._probe = NodeProbe(dialer(None, self._tls), settings.ping_timeout_ms)
-        context = Context(self._coordinators, self._probe, self.metrics, SYSTEM_CLOCK, lambda: self._readiness)
+        self._copier = Copier(self._coordinators, dial, SYSTEM_CLOCK, settings.backup_dir)
+        context = Context(
+            self._coordinators, self._probe, self._copier, self.metrics, SYSTEM_CLOCK, lambda: self._readiness
+        )
         guard = Guard(make_app(context), settings.key(), settings.networks(), self.metrics)
         self._http = HttpServer(
             guard,
@@ -67,6 +72,7 @@ class AdminService:
         """Finish open requests, then close everything."""
         await self._http.stop()
         await self._supervisor.stop()
+        await self._copier.close()
         await self._coordinators.close()
         await self._probe.close()
 

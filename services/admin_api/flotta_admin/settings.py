@@ -66,6 +66,10 @@ class AdminSettings(TokenSettings):
         default=5_000, description="How long all tries for one HTTP request may take together, in ms."
     )
     ping_timeout_ms: DurationMs = Field(default=1_000, description="How long a node may take to answer a ping, in ms.")
+    backup_dir: Path | None = Field(
+        default=None,
+        description="The directory of this machine under which backups lie; unset: this service makes none.",
+    )
     connections_max: int = Field(default=512, ge=8, le=65_536, description="HTTP connections served at once.")
 
     @model_validator(mode="after")

@@ -85,7 +85,7 @@ def test_what_is_not_complete_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no whole backup"):
         files.read_manifest(tmp_path / "b")
     assert list(files.begin(tmp_path / "b").iterdir()) == []
-    files.remove(tmp_path / "b")
+    files.remove(tmp_path / "b", completed=False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -87,10 +87,11 @@ def complete(directory: Path, manifest: Manifest) -> None:
     _sync(directory.parent)
 
 
-def remove(directory: Path) -> None:
-    """A backup that is not wanted after all, whole or not."""
+def remove(directory: Path, *, completed: bool) -> None:
+    """A backup of ours that is not wanted after all: what has grown, and the whole one if it was completed."""
     shutil.rmtree(partial(directory), ignore_errors=True)
-    shutil.rmtree(directory, ignore_errors=True)
+    if completed:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def read_manifest(directory: Path) -> Manifest:

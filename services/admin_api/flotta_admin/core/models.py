@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_v
 
 INT32_MAX = 2**31 - 1
 ID_CHARS_MAX = 128
+PATH_CHARS_MAX = 1024
 
 NodeStatusName = Literal["ALIVE", "SUSPECT", "DEAD", "NODE_STATUS_UNSPECIFIED"]
 ConfigStateName = Literal["STABLE", "MOVING", "CONFIG_STATE_UNSPECIFIED"]
@@ -192,13 +193,15 @@ class Operation(Answer):
     """Long work that an operator asked for."""
 
     id: int = Field(description="Its number.")
-    operation: str = Field(description="drain, decommission, replication-factor, rebalance or move.")
-    subject: str = Field(description="The node, table or shard it is about.")
+    operation: str = Field(description="drain, decommission, replication-factor, rebalance, move, backup or restore.")
+    subject: str = Field(description="The node, table, shard or directory it is about.")
     text: str = Field(description="What was asked for.")
     status: str = Field(description="RUNNING, DONE, FAILED or CANCELLED.")
     begun_ms: int = Field(description="When it began, in ms since the epoch.")
     ended_ms: int | None = Field(description="When it ended; null while it is RUNNING.")
-    steps_total: int = Field(description="Replicas to go, shards to change, or what nodes have above their share.")
+    steps_total: int = Field(
+        description="Replicas to go, shards to change or copy, or what nodes have above their share."
+    )
     steps_done: int = Field(description="How many of them are done.")
     outcome: str | None = Field(description="How it ended, in a sentence; null while it is RUNNING.")
 
@@ -221,6 +224,24 @@ class ReplicationFactorRequest(Request):
     """How many replicas each shard should have."""
 
     replication_factor: CountOfShards = Field(description="From 1 to 16.")
+
+
+class BackupRequest(Request):
+    """Where a backup goes."""
+
+    directory: StrictStr = Field(
+        min_length=1, max_length=PATH_CHARS_MAX, description="A new directory; its place is below backup_dir."
+    )
+
+
+class RestoreRequest(Request):
+    """Which backup, into how many shards."""
+
+    directory: StrictStr = Field(
+        min_length=1, max_length=PATH_CHARS_MAX, description="The directory of a backup; its place is below backup_dir."
+    )
+    num_shards: CountOfShards | None = Field(default=None, description="From 1 to 4096; as many as there were if null.")
+    replication_factor: CountOfShards | None = Field(default=None, description="From 1 to 16; as it was if null.")
 
 
 class TriggerRequest(Request):
