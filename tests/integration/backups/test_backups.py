@@ -174,6 +174,8 @@ async def test_orders_that_cannot_be_are_refused(tmp_path: Path) -> None:
             ("restores", {"directory": "none"}, 404, "no whole backup"),
             ("restores", {"directory": "taken"}, 404, "no whole backup"),
             ("restores", {"directory": "taken", "num_shards": 0}, 400, "num_shards: "),
+            ("restores", {"directory": "taken", "num_shards": 4097}, 400, "num_shards: "),
+            ("restores", {"directory": "taken", "replication_factor": 17}, 400, "replication_factor: "),
         ):
             answer = await cluster.web.post(f"/admin/{path}", json=body)
             assert (answer.status_code, words in answer.text) == (status, True), (body, answer.text)

@@ -16,6 +16,7 @@ FORMAT: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 MANIFEST_BYTES_MAX: Final = 16 << 20
 SHARDS_MAX: Final = 4096
+REPLICAS_MAX: Final = 16
 _U62 = (1 << 62) - 1
 
 Count = Annotated[int, Field(ge=0, le=_U62)]
@@ -53,7 +54,7 @@ class Manifest(_Part):
     table: str
     map_version: Count
     num_shards: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
-    replication_factor: Annotated[int, Field(ge=1, le=16)]
+    replication_factor: Annotated[int, Field(ge=1, le=REPLICAS_MAX)]
     begun_ms: Count
     ended_ms: Count
     shards: list[ShardFile]

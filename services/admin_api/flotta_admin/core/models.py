@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from flotta_runtime.settings import check_address, check_id
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
+from flotta_admin.core.manifest import REPLICAS_MAX, SHARDS_MAX
+
 INT32_MAX = 2**31 - 1
 ID_CHARS_MAX = 128
 PATH_CHARS_MAX = 1024
@@ -240,8 +242,12 @@ class RestoreRequest(Request):
     directory: StrictStr = Field(
         min_length=1, max_length=PATH_CHARS_MAX, description="The directory of a backup; its place is below backup_dir."
     )
-    num_shards: CountOfShards | None = Field(default=None, description="From 1 to 4096; as many as there were if null.")
-    replication_factor: CountOfShards | None = Field(default=None, description="From 1 to 16; as it was if null.")
+    num_shards: StrictInt | None = Field(
+        default=None, ge=1, le=SHARDS_MAX, description="How many shards there are to be; as many as there were if null."
+    )
+    replication_factor: StrictInt | None = Field(
+        default=None, ge=1, le=REPLICAS_MAX, description="How many replicas each is to have; as many as before if null."
+    )
 
 
 class TriggerRequest(Request):
