@@ -64,7 +64,7 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         return await self._order("CreateForRestore", request, context, command)
 
     async def EndCopy(self, request: pb.EndCopyRequest, context: Context) -> pb.OrderResponse:
-        command = commands.EndCopy(request.number, request.failed, request.outcome)
+        command = commands.EndCopy(request.number, request.failed, request.outcome, request.steps, request.left)
         return await self._order("EndCopy", request, context, command)
 
     async def _order(self, method: str, request: Any, context: Context, command: commands.Command) -> pb.OrderResponse:

@@ -51,7 +51,7 @@ def test_a_backup_is_as_far_as_it_was_reported(world: World) -> None:
     assert (job.kind, job.status, job.subject) == (JobKind.BACKUP, JobStatus.RUNNING, "/b/1")
     accepted(world, commands.ReportCopy(job.number, 4, 3))
     assert (world.state.jobs[job.number].steps, left(world.state, world.state.jobs[job.number])) == (4, 3)
-    accepted(world, commands.EndCopy(job.number, False, "10 rows"))
+    accepted(world, commands.EndCopy(job.number, False, "10 rows", 4, 0))
     ended = world.state.jobs[job.number]
     assert (ended.status, ended.left, ended.outcome) == (JobStatus.DONE, 0, "10 rows")
     assert world.state.map_version == version  # no map is sent round for it
@@ -61,8 +61,9 @@ def test_one_copy_at_a_time(world: World) -> None:
     job = begin(world)
     message = refused(world, commands.BeginCopy(False, "/b/2"))
     assert message == f"directory: operation {job.number}, the backup to /b/1, is under way; one at a time"
-    accepted(world, commands.EndCopy(job.number, True, "the disk is full"))
-    assert world.state.jobs[job.number].status is JobStatus.FAILED
+    accepted(world, commands.EndCopy(job.number, True, "the disk is full", 4, 3))
+    failed = world.state.jobs[job.number]
+    assert (failed.status, failed.steps, failed.left) == (JobStatus.FAILED, 4, 3)
     begin(world)
 
 
@@ -73,7 +74,7 @@ def test_what_was_cancelled_takes_no_more_reports_and_is_not_cancelled_twice(wor
     assert world.state.jobs[job.number].left == 3
     ended = f"number: operation {job.number} has ended already: it is CANCELLED"
     assert refused(world, commands.ReportCopy(job.number, 4, 2)) == ended
-    assert refused(world, commands.EndCopy(job.number, False, "done")) == ended
+    assert refused(world, commands.EndCopy(job.number, False, "done", 1, 0)) == ended
     assert refused(world, commands.CancelJob(job.number)) == ended
 
 
@@ -99,7 +100,7 @@ def test_a_restore_needs_a_cluster_without_shards_and_makes_them_itself(empty: W
     assert {shard.revision_base for shard in empty.state.shards.values()} == {5_000}
     again = accepted(empty, create)
     assert (again.changed, again.reply.job) == (False, job.number)
-    accepted(empty, commands.EndCopy(job.number, False, "restored"))
+    accepted(empty, commands.EndCopy(job.number, False, "restored", 8, 0))
     assert "has shards already" in refused(empty, commands.BeginCopy(True, "/b/1"))
 
 
@@ -124,4 +125,4 @@ def test_a_copy_is_no_other_job(world: World) -> None:
     backup = begin(world)
     assert "is no restore" in refused(world, commands.CreateForRestore(backup.number, 4, 3, 0))
     assert "left" in refused(world, commands.ReportCopy(backup.number, 3, 4))
-    assert "outcome" in refused(world, commands.EndCopy(backup.number, True, ""))
+    assert "outcome" in refused(world, commands.EndCopy(backup.number, True, "", 1, 1))

@@ -52,7 +52,8 @@ class Job:
 
     async def end(self, outcome: str, *, failed: bool) -> None:
         """Say how it ended. JobEnded if it was over before."""
-        request = pb.EndCopyRequest(number=self.number, failed=failed, outcome=outcome[:OUTCOME_CHARS_MAX])
+        said, left = outcome[:OUTCOME_CHARS_MAX], self.steps - self.done
+        request = pb.EndCopyRequest(number=self.number, failed=failed, outcome=said, steps=self.steps, left=left)
         for _ in range(END_TRIES):
             try:
                 reply = await self._coordinators.order("EndCopy", request)

@@ -209,6 +209,8 @@ class EndCopy:
     number: int
     failed: bool
     outcome: str
+    steps: int
+    left: int
 
 
 @dataclass(frozen=True, slots=True)

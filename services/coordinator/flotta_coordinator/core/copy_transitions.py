@@ -49,10 +49,8 @@ def begin_copy(draft: Draft, command: BeginCopy) -> Applied:
 
 def report_copy(draft: Draft, command: ReportCopy) -> Applied:
     """How far it is."""
-    job = _copy(draft, command.number)
-    checks.check_range("steps", command.steps, 0, STEPS_MAX)
-    checks.check_range("left", command.left, 0, command.steps)
-    draft.put_job(replace(job, steps=command.steps, left=command.left, reported_ms=max(1, draft.now_ms)))
+    job = _reported(draft, _copy(draft, command.number), command)
+    draft.put_job(job)
     return draft.finish("noted", job=job.number)
 
 
@@ -70,7 +68,7 @@ def create_for_restore(draft: Draft, command: CreateForRestore) -> Applied:
 
 def end_copy(draft: Draft, command: EndCopy) -> Applied:
     """It is done, or has failed."""
-    job = _copy(draft, command.number)
+    job = _reported(draft, _copy(draft, command.number), command)
     if not 0 < len(command.outcome) <= OUTCOME_CHARS_MAX:
         raise checks.invalid("outcome", f"must have 1 to {OUTCOME_CHARS_MAX} characters, not {len(command.outcome)}")
     draft.end_job(job, JobStatus.FAILED if command.failed else JobStatus.DONE, command.outcome)
@@ -82,6 +80,12 @@ def _copy(draft: Draft, number: int) -> Job:
     if job.kind not in COPIES:
         raise _unmet("number", f"number: operation {number} is neither a backup nor a restore")
     return job
+
+
+def _reported(draft: Draft, job: Job, command: ReportCopy | EndCopy) -> Job:
+    checks.check_range("steps", command.steps, 0, STEPS_MAX)
+    checks.check_range("left", command.left, 0, command.steps)
+    return replace(job, steps=command.steps, left=command.left, reported_ms=max(1, draft.now_ms))
 
 
 def _check_directory(directory: str) -> None:
