@@ -132,6 +132,8 @@ def members(layout: Layout) -> list[Member]:
         found.append(Member(name, "flotta_gateway", layout.gateway_port + n - 1, arguments))
     if layout.admin:
         arguments = ("--listen", f"{layout.host}:{layout.admin_port}", "--coordinators", layout.coordinator_list)
+        if not os.environ.get("FLOTTA_ADMIN_BACKUP_DIR"):
+            arguments = (*arguments, "--backup-dir", str(layout.data / "backups"))
         found.append(Member("admin", "flotta_admin", layout.admin_port, arguments))
     return found
 

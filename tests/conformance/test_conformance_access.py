@@ -43,7 +43,7 @@ SERVED = {
     "gateway": {"kvdb.gateway.KvGateway", "flotta.kv.v1.Kv"},
     "node": {
         *("kvdb.kvstore.KVService", "kvdb.replication.ReplicationService"),
-        *("flotta.storage.v1.Shards", "flotta.raft.v1.RaftTransport"),
+        *("flotta.storage.v1.Shards", "flotta.storage.v1.Backups", "flotta.raft.v1.RaftTransport"),
     },
     "coordinator": {
         *("kvdb.coordinator.Coordinator", "kvdb.raft.RaftService"),

@@ -11,7 +11,7 @@ from fastapi.security import APIKeyHeader
 
 from flotta_admin import http_errors
 from flotta_admin.json_response import PrettyJson
-from flotta_admin.routes import GUARDED, Context, actuator, cluster, nodes, operations, shards
+from flotta_admin.routes import GUARDED, Context, actuator, backups, cluster, nodes, operations, shards
 
 DESCRIPTION = """
 Registers storage nodes, creates the shards, and shows and changes the shard map of a Flotta cluster.
@@ -37,7 +37,7 @@ def make_app(context: Context) -> FastAPI:
     http_errors.install(app)
     # The guard checks the key; declared here so that the description and its "Authorize" button know of it.
     key = Depends(APIKeyHeader(name="X-Admin-Api-Key", auto_error=False, description="The admin API key."))
-    for subject in (cluster, nodes, shards, operations):
+    for subject in (cluster, nodes, shards, operations, backups):
         app.include_router(subject.router(context), dependencies=[key], responses=GUARDED)
     app.include_router(actuator.router(context))
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]

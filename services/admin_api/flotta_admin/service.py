@@ -16,6 +16,7 @@ from flotta_runtime.tls_watch import follow_files
 
 from flotta_admin.app import make_app
 from flotta_admin.coordinator import Coordinators
+from flotta_admin.copying.copier import Copier
 from flotta_admin.guard import Guard
 from flotta_admin.probe import NodeOrders, NodeProbe
 from flotta_admin.routes import Context
@@ -32,16 +33,24 @@ class AdminService:
         self.port = 0
         self._readiness = (False, "no coordinator has been asked yet")
         self._tls = settings.tls()
+        dial = dialer(settings.token(), self._tls)
         self._coordinators = Coordinators(
             settings.coordinators,
-            dialer(settings.token(), self._tls),
+            dial,
             call_timeout_ms=settings.call_timeout_ms,
             request_timeout_ms=settings.request_timeout_ms,
         )
         self._probe = NodeProbe(dialer(None, self._tls), settings.ping_timeout_ms)
         self._orders = NodeOrders(dialer(settings.token(), self._tls), settings.call_timeout_ms)
+        self._copier = Copier(self._coordinators, dial, SYSTEM_CLOCK, settings.backup_dir)
         context = Context(
-            self._coordinators, self._probe, self._orders, self.metrics, SYSTEM_CLOCK, lambda: self._readiness
+            self._coordinators,
+            self._probe,
+            self._orders,
+            self._copier,
+            self.metrics,
+            SYSTEM_CLOCK,
+            lambda: self._readiness,
         )
         per_minute = settings.rate_limit_per_minute
         rates = Rates(per_minute / 60, per_minute) if settings.rate_limit_enabled else None
@@ -73,6 +82,7 @@ class AdminService:
         """Finish open requests, then close everything."""
         await self._http.stop()
         await self._supervisor.stop()
+        await self._copier.close()
         await self._coordinators.close()
         await self._probe.close()
         await self._orders.close()

@@ -77,6 +77,10 @@ class AdminSettings(TokenSettings):
         le=1_000_000,
         description="Requests a minute that one address may make, and at once; above that they are answered 429.",
     )
+    backup_dir: Path | None = Field(
+        default=None,
+        description="The directory of this machine under which backups lie; unset: this service makes none.",
+    )
     connections_max: int = Field(default=512, ge=8, le=65_536, description="HTTP connections served at once.")
 
     @model_validator(mode="after")

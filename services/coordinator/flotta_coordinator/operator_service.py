@@ -48,6 +48,25 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         found = sorted(state.jobs.values(), key=lambda job: -job.number)
         return pb.ListJobsResponse(jobs=[wire.job(state, job) for job in found if request.number in (0, job.number)])
 
+    # --- for whoever copies rows to or from a directory ---------------------------------------------------------------
+
+    async def BeginCopy(self, request: pb.BeginCopyRequest, context: Context) -> pb.OrderResponse:
+        return await self._order("BeginCopy", request, context, commands.BeginCopy(request.restore, request.directory))
+
+    async def ReportCopy(self, request: pb.ReportCopyRequest, context: Context) -> pb.OrderResponse:
+        command = commands.ReportCopy(request.number, request.steps, request.left)
+        return await self._order("ReportCopy", request, context, command)
+
+    async def CreateForRestore(self, request: pb.CreateForRestoreRequest, context: Context) -> pb.OrderResponse:
+        command = commands.CreateForRestore(
+            request.number, request.num_shards, request.replication_factor, request.revision_base
+        )
+        return await self._order("CreateForRestore", request, context, command)
+
+    async def EndCopy(self, request: pb.EndCopyRequest, context: Context) -> pb.OrderResponse:
+        command = commands.EndCopy(request.number, request.failed, request.outcome, request.steps, request.left)
+        return await self._order("EndCopy", request, context, command)
+
     async def _order(self, method: str, request: Any, context: Context, command: commands.Command) -> pb.OrderResponse:
         """The command at the leader, and the job that it began or is part of."""
 

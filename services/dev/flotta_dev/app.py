@@ -130,6 +130,7 @@ class DevCluster:
                 listen=f"{HOST}:{settings.admin_port}",
                 coordinators=coordinators,
                 api_key=api_key,
+                backup_dir=directory / "backups",
                 **shared,
             )
         )

@@ -15,7 +15,7 @@ from flotta_consensus.identity import DataDirectory, IdentityError
 from flotta_consensus.native_transport import LINK_KEEPALIVE_MS, make_transport
 from flotta_embedded.failpoints import FAILPOINTS as EMBEDDED_FAILPOINTS
 from flotta_proto.flotta import cluster_pb2
-from flotta_proto.flotta.storage_pb2_grpc import add_ShardsServicer_to_server
+from flotta_proto.flotta.storage_pb2_grpc import add_BackupsServicer_to_server, add_ShardsServicer_to_server
 from flotta_proto.kvdb.kvstore_pb2_grpc import add_KVServiceServicer_to_server
 from flotta_proto.kvdb.replication_pb2_grpc import add_ReplicationServiceServicer_to_server
 from flotta_runtime.auth import TokenCheck
@@ -36,6 +36,7 @@ from flotta_runtime.tracing import open_tracer
 from flotta_runtime.turns import Turns
 
 from flotta_storage.backend import Backend, Shared, open_backend
+from flotta_storage.backups_service import BackupsService
 from flotta_storage.batch_handler import BatchHandler, Deadlines
 from flotta_storage.budget import Budget
 from flotta_storage.coordinator_link import CoordinatorLink
@@ -56,6 +57,7 @@ from flotta_storage.telemetry import Telemetry
 from flotta_storage.tracing import OperationTracer
 
 SHARDS_SERVICE = "flotta.storage.v1.Shards"
+BACKUPS_SERVICE = "flotta.storage.v1.Backups"
 KV_SERVICE = "kvdb.kvstore.KVService"
 REPLICATION_SERVICE = "kvdb.replication.ReplicationService"
 RAFT_SERVICE = "flotta.raft.v1.RaftTransport"
@@ -127,6 +129,7 @@ class StorageNode:
         )
         self._connections = Connections()
         self._shards = ShardsService(self.handler, self.replicas, self._budget, self._connections)
+        self._backups = BackupsService(self.replicas, self._hints, self._stamps.now_ms)
         if self._native is not None:
             RequestLinks(
                 self._native, self.handler, self._budget, self._connections, TokenCheck(token), self._link_trouble
@@ -225,7 +228,7 @@ class StorageNode:
             self._deadlines,
             self._turns.soon,
         )
-        self._shards.host = backend.host
+        self._shards.host = self._backups.host = backend.host
         self._shards.compactor = backend.compactor
         self._telemetry.watch_host(backend.health, backend.duties, backend.compactor)
         self.handler.attach(backend.host, reads)
@@ -273,6 +276,7 @@ class StorageNode:
         return build_server(
             [
                 (add_ShardsServicer_to_server, self._shards, SHARDS_SERVICE),
+                (add_BackupsServicer_to_server, self._backups, BACKUPS_SERVICE),
                 (add_KVServiceServicer_to_server, KvService(self.handler, self.model, self._shutdown), KV_SERVICE),
                 (add_ReplicationServiceServicer_to_server, ReplicationService(), REPLICATION_SERVICE),
                 (lambda _, server: self._transport.add_to(server), self._transport, RAFT_SERVICE),

@@ -8,7 +8,8 @@ from typing import Any
 from flotta_consensus.api import Members
 from flotta_embedded.api import Command, Overlay
 from flotta_embedded.overlay import Layer
-from flotta_storage.core import commands
+from flotta_runtime.saved_rows import SavedRow, encode_row
+from flotta_storage.core import commands, loads
 from flotta_storage.core.reads import Miss, read_many
 from flotta_storage.core.writes import Write, encode_write
 
@@ -68,6 +69,10 @@ class ShardModel:
     def expire(self, at_ms: int, rows_max: int = 100) -> Any:
         payload_args = rows_max.to_bytes(4, "big")
         return self._run(commands.apply_expire, [payload_args], at_ms)[0]
+
+    def load(self, *rows: SavedRow, at_ms: int = 0) -> Any:
+        """One batch."""
+        return self._run(loads.apply_loads, [b"".join(map(encode_row, rows))], at_ms)[0]
 
     def members(self, before: Members, after: Members) -> None:
         self.index += 1

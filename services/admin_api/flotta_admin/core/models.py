@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal, Self
 from flotta_runtime.settings import check_address, check_id
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
+from flotta_admin.core.manifest import REPLICAS_MAX, SHARDS_MAX
+
 INT32_MAX = 2**31 - 1
 ID_CHARS_MAX = 128
+PATH_CHARS_MAX = 1024
 
 NodeStatusName = Literal["ALIVE", "SUSPECT", "DEAD", "NODE_STATUS_UNSPECIFIED"]
 ConfigStateName = Literal["STABLE", "MOVING", "CONFIG_STATE_UNSPECIFIED"]
@@ -192,13 +195,15 @@ class Operation(Answer):
     """Long work that an operator asked for."""
 
     id: int = Field(description="Its number.")
-    operation: str = Field(description="drain, decommission, replication-factor, rebalance or move.")
-    subject: str = Field(description="The node, table or shard it is about.")
+    operation: str = Field(description="drain, decommission, replication-factor, rebalance, move, backup or restore.")
+    subject: str = Field(description="The node, table, shard or directory it is about.")
     text: str = Field(description="What was asked for.")
     status: str = Field(description="RUNNING, DONE, FAILED or CANCELLED.")
     begun_ms: int = Field(description="When it began, in ms since the epoch.")
     ended_ms: int | None = Field(description="When it ended; null while it is RUNNING.")
-    steps_total: int = Field(description="Replicas to go, shards to change, or what nodes have above their share.")
+    steps_total: int = Field(
+        description="Replicas to go, shards to change or copy, or what nodes have above their share."
+    )
     steps_done: int = Field(description="How many of them are done.")
     outcome: str | None = Field(description="How it ended, in a sentence; null while it is RUNNING.")
 
@@ -229,6 +234,28 @@ class ConfigRequest(Request):
     num_shards: CountOfShards | None = Field(default=None, description="As it is: the number of shards stays.")
     replication_factor: CountOfShards | None = Field(default=None, description="Replicas per shard, from 1 to 16.")
     map_version: Any = Field(default=None, description="Accepted and ignored, so that what was read can be sent back.")
+
+
+class BackupRequest(Request):
+    """Where a backup goes."""
+
+    directory: StrictStr = Field(
+        min_length=1, max_length=PATH_CHARS_MAX, description="A new directory; its place is below backup_dir."
+    )
+
+
+class RestoreRequest(Request):
+    """Which backup, into how many shards."""
+
+    directory: StrictStr = Field(
+        min_length=1, max_length=PATH_CHARS_MAX, description="The directory of a backup; its place is below backup_dir."
+    )
+    num_shards: StrictInt | None = Field(
+        default=None, ge=1, le=SHARDS_MAX, description="How many shards there are to be; as many as there were if null."
+    )
+    replication_factor: StrictInt | None = Field(
+        default=None, ge=1, le=REPLICAS_MAX, description="How many replicas each is to have; as many as before if null."
+    )
 
 
 class TriggerRequest(Request):

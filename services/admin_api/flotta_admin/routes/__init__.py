@@ -11,6 +11,7 @@ from flotta_runtime.clock import Clock
 from flotta_runtime.metrics import Metrics
 
 from flotta_admin.coordinator import Coordinators
+from flotta_admin.copying.copier import Copier
 from flotta_admin.core.models import ErrorBody, GuardBody
 from flotta_admin.probe import NodeOrders, NodeProbe
 
@@ -22,6 +23,7 @@ class Context:
     coordinators: Coordinators
     probe: NodeProbe
     orders: NodeOrders
+    copier: Copier
     metrics: Metrics
     clock: Clock
     readiness: Callable[[], tuple[bool, str]]

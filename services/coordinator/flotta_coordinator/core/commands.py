@@ -61,6 +61,7 @@ class ObserveNodes:
 class InitShards:
     num_shards: int
     replication_factor: int
+    revision_base: int = 0  # of a restore: no version is to be met again
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,44 @@ class EndJob:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginCopy:
+    """Somebody is about to copy the rows of the cluster to a directory, or (`restore`) from one."""
+
+    restore: bool
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCopy:
+    """Whoever copies is still at it, and so far."""
+
+    number: int
+    steps: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreateForRestore:
+    """A restore whose backup was found whole creates the shards it is to fill."""
+
+    number: int
+    num_shards: int
+    replication_factor: int
+    revision_base: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndCopy:
+    """Whoever copies is done, or has failed."""
+
+    number: int
+    failed: bool
+    outcome: str
+    steps: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
 class MoveShard:
     """The planner moves a shard; refused unless everything the decision rests on still holds."""
 
@@ -239,6 +278,10 @@ Command = (
     | CancelMove
     | CancelJob
     | EndJob
+    | BeginCopy
+    | ReportCopy
+    | CreateForRestore
+    | EndCopy
     | MoveShard
     | HandOver
     | GiveUp
@@ -264,6 +307,10 @@ NAMES: dict[str, type[Command]] = {
     "cancel_move.1": CancelMove,
     "cancel_job.1": CancelJob,
     "end_job.1": EndJob,
+    "begin_copy.1": BeginCopy,
+    "report_copy.1": ReportCopy,
+    "create_for_restore.1": CreateForRestore,
+    "end_copy.1": EndCopy,
     "move_shard.1": MoveShard,
     "hand_over.1": HandOver,
     "give_up.1": GiveUp,

@@ -115,6 +115,10 @@ class Draft:
         self._jobs[number] = job
         return job
 
+    def put_job(self, job: Job) -> None:
+        """It is further than it was."""
+        self._jobs[job.number] = job
+
     def end_job(self, job: Job, status: JobStatus, outcome: str) -> None:
         undone = 0 if status is JobStatus.DONE else left(self.base, job)
         self._jobs[job.number] = replace(job, status=status, outcome=outcome, ended_ms=self.now_ms, left=undone)

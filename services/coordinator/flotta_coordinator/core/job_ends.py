@@ -11,7 +11,7 @@ from flotta_coordinator.core.commands import Command, EndJob, SetNotes
 from flotta_coordinator.core.jobs import left
 from flotta_coordinator.core.placement import candidates
 from flotta_coordinator.core.plan_view import Policy, View
-from flotta_coordinator.core.state import ClusterState, Job, JobKind, JobStatus
+from flotta_coordinator.core.state import COPIES, ClusterState, Job, JobKind, JobStatus
 from flotta_coordinator.core.wording import count
 
 
@@ -20,8 +20,17 @@ def ended(state: ClusterState, view: View, policy: Policy, decided: Sequence[Com
     if not view.ready:
         return ()
     levelled = _is_level(view, policy, decided)
-    running = (job for job in state.jobs.values() if job.status is JobStatus.RUNNING)
-    return tuple(end for job in running if (end := _end_of(state, policy, job, levelled)) is not None)
+    running = [job for job in state.jobs.values() if job.status is JobStatus.RUNNING]
+    silent = [job for job in running if view.copies.get(job.number, 0) > policy.copy_silent_ms]
+    orders = (job for job in running if job.kind not in COPIES)
+    return (
+        *(EndJob(job.number, JobStatus.FAILED, _silence(policy)) for job in silent),
+        *(end for job in orders if (end := _end_of(state, policy, job, levelled)) is not None),
+    )
+
+
+def _silence(policy: Policy) -> str:
+    return f"whoever copied has said nothing for more than {policy.copy_silent_ms // 1000} s"
 
 
 def _end_of(state: ClusterState, policy: Policy, job: Job, levelled: bool) -> EndJob | None:

@@ -9,14 +9,14 @@ from flotta_coordinator.core.commands import CancelJob, CancelMove, DrainNode, E
 from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.jobs import left
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
-from flotta_coordinator.core.state import Job, JobKind, JobStatus, Purpose
+from flotta_coordinator.core.state import COPIES, Job, JobKind, JobStatus, Purpose
 
 LEVELLING = (Purpose.ZONES, Purpose.BALANCE)
 
 
 def end_job(draft: Draft, command: EndJob) -> Applied:
     """The caretaker saw a job at its end; asked once more here, as all its findings are."""
-    job = _running(draft, command.number)
+    job = running_job(draft, command.number)
     if command.status is JobStatus.DONE and job.kind is not JobKind.REBALANCE and left(draft.base, job):
         raise _unmet(f"number: operation {job.number} is not at its end any more")
     draft.end_job(job, command.status, command.outcome)
@@ -27,13 +27,15 @@ def end_job(draft: Draft, command: EndJob) -> Applied:
 
 def cancel_job(draft: Draft, command: CancelJob) -> Applied:
     """Take back what the job asked for. What is done of it by then stays done, unless balance wants it otherwise."""
-    job = _running(draft, command.number)
+    job = running_job(draft, command.number)
     draft.end_job(job, JobStatus.CANCELLED, "an operator cancelled it")
     if job.kind in (JobKind.DRAIN, JobKind.DECOMMISSION):
         return operator_transitions.drain_node(draft, DrainNode(job.subject, False))
     if job.kind is JobKind.MOVE:
         if draft.base.shards[job.subject].moving:
             return operator_transitions.cancel_move(draft, CancelMove(job.subject))
+    elif job.kind in COPIES:
+        pass  # whoever copies hears of it with the next report, and stops
     elif job.kind is JobKind.REPLICATION_FACTOR:
         operator_transitions.change_factor(draft, draft.base.tables[job.subject], job.before)
     else:
@@ -50,7 +52,8 @@ def _stop_levelling(draft: Draft) -> None:
             draft.decide("shard-move-cancelled", shard.shard_id, f"an operator cancelled the move of {shard.shard_id}")
 
 
-def _running(draft: Draft, number: int) -> Job:
+def running_job(draft: Draft, number: int) -> Job:
+    """Refused when there is none under way with this number."""
     job = draft.base.jobs.get(number)
     if job is None:
         raise Refused(RejectCode.NOT_FOUND, "number", f"number: there is no operation {number}")

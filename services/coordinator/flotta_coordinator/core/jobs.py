@@ -2,7 +2,8 @@
 
 A job does nothing by itself. What was asked for is in the state (a node is draining, a table has another replication
 factor, a shard has targets), the planner works towards it, and a job only tells how much is left. So it survives
-everything the state survives, and cannot disagree with it.
+everything the state survives, and cannot disagree with it. Copies (backup, restore) alone are done by somebody outside,
+who says how far they are, and whose silence ends them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from flotta_coordinator.core.placement import candidates
-from flotta_coordinator.core.state import ClusterState, Job, JobKind, JobStatus, Purpose, Shard
+from flotta_coordinator.core.state import COPIES, ClusterState, Job, JobKind, JobStatus, Purpose, Shard
 
 _TO_A_FACTOR = (Purpose.MISSING, Purpose.SURPLUS)
 
@@ -24,7 +25,7 @@ def holdings(state: ClusterState, node_id: str) -> tuple[int, int]:
 
 def left(state: ClusterState, job: Job) -> int:
     """How many steps it would take from here: replicas to go, shards to change, or replicas above the even share."""
-    if job.status is not JobStatus.RUNNING:
+    if job.status is not JobStatus.RUNNING or job.kind in COPIES:
         return job.left
     if job.kind in (JobKind.DRAIN, JobKind.DECOMMISSION):
         return holdings(state, job.subject)[0]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flotta_coordinator.core.plan_view import NodeView, Policy, ShardView, View
-from flotta_coordinator.core.state import ClusterState, Node, Phase, Shard
+from flotta_coordinator.core.state import COPIES, ClusterState, JobStatus, Node, Phase, Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,13 @@ class Memory:
             self._shard_view(state, shard, policy, now_ms, wall_ms, frozenset(avoided.get(shard.shard_id, ())))
             for shard in sorted(state.shards.values(), key=lambda shard: shard.group_id)
         )
+        copies = {
+            job.number: self._age_ms(f"job/{job.number}", job.reported_ms or job.begun_ms, now_ms, wall_ms)
+            for job in state.jobs.values()
+            if job.kind in COPIES and job.status is JobStatus.RUNNING
+        }
         self._begun = True
-        return View(nodes, shards, {key: note.text for key, note in state.notes.items()}, ready)
+        return View(nodes, shards, {key: note.text for key, note in state.notes.items()}, copies, ready)
 
     def _age_ms(self, key: str, stamp_ms: int, now_ms: int, wall_ms: int) -> int:
         known = self._before.get(key)

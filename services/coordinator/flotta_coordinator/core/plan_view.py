@@ -27,6 +27,7 @@ class Policy:
     stall_ms: int = 120_000  # a move without progress for longer is given up
     avoid_ms: int = 600_000  # and its destination left out, for that shard, for so long
     hold_ms: int = 600_000  # a shard whose move was cancelled is left alone for so long
+    copy_silent_ms: int = 60_000  # a backup or restore that nobody reports on for longer has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class View:
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     shards: tuple[ShardView, ...] = ()  # in an order that is always the same
     notes: Mapping[str, str] = field(default_factory=dict)  # what is noted as standing: key -> sentence
+    copies: Mapping[int, int] = field(default_factory=dict)  # job under way -> ms since it was last heard of
     ready: bool = True  # every node has had its chance to be heard by this leader
 
     def living(self, node_ids: tuple[str, ...]) -> int:

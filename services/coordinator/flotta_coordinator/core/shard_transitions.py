@@ -70,6 +70,7 @@ def init_shards(draft: Draft, command: InitShards) -> Applied:
             birth=birth,
             members=birth,
             target_leader=chosen[0],
+            revision_base=command.revision_base,
         )
         draft.put_shard(shard)
         draft.decide(

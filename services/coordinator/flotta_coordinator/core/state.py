@@ -136,6 +136,12 @@ class JobKind(enum.Enum):
     REPLICATION_FACTOR = "replication-factor"  # subject: a table
     REBALANCE = "rebalance"  # subject: a table
     MOVE = "move"  # subject: a shard
+    BACKUP = "backup"  # subject: a directory, as whoever copies calls it
+    RESTORE = "restore"  # the same
+
+
+COPIES = (JobKind.BACKUP, JobKind.RESTORE)
+"""Done outside of the coordinators, which only hear how far they are."""
 
 
 class JobStatus(enum.Enum):
@@ -157,10 +163,11 @@ class Job:
     begun_ms: int  # group time
     status: JobStatus = JobStatus.RUNNING
     ended_ms: int = 0
-    left: int = 0  # of a job that ended: steps that were not done
+    left: int = 0  # of a job that ended: steps that were not done; of a BACKUP or RESTORE: as last reported
     outcome: str = ""  # of a job that ended, a sentence
     before: int = 0  # REPLICATION_FACTOR: what it was
     target: str = ""  # MOVE: the node to move to
+    reported_ms: int = 0  # BACKUP, RESTORE: group time at which whoever copies said how far it is; 0: never yet
 
 
 @dataclass(frozen=True, slots=True)

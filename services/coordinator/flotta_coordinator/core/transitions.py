@@ -12,6 +12,7 @@ from typing import Any
 
 from flotta_coordinator.core import (
     checks,
+    copy_transitions,
     job_transitions,
     node_transitions,
     operator_transitions,
@@ -19,10 +20,13 @@ from flotta_coordinator.core import (
     shard_transitions,
 )
 from flotta_coordinator.core.commands import (
+    BeginCopy,
     CancelJob,
     CancelMove,
     Command,
+    CreateForRestore,
     DrainNode,
+    EndCopy,
     EndJob,
     FoundCluster,
     GiveUp,
@@ -35,6 +39,7 @@ from flotta_coordinator.core.commands import (
     Rebalance,
     RegisterNode,
     RemoveNode,
+    ReportCopy,
     ReportShardLeader,
     ReportShards,
     SetNodeStatus,
@@ -87,6 +92,10 @@ _TRANSITIONS: dict[type[Command], Callable[[Draft, Any], Applied]] = {
     CancelMove: operator_transitions.cancel_move,
     CancelJob: job_transitions.cancel_job,
     EndJob: job_transitions.end_job,
+    BeginCopy: copy_transitions.begin_copy,
+    ReportCopy: copy_transitions.report_copy,
+    CreateForRestore: copy_transitions.create_for_restore,
+    EndCopy: copy_transitions.end_copy,
     MoveShard: planner_transitions.move_shard,
     HandOver: planner_transitions.hand_over,
     GiveUp: planner_transitions.give_up,

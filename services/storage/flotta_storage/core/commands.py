@@ -1,4 +1,4 @@
-"""The commands of a shard: `kv.write@1` and `kv.expire@1`, and the hook that moves its epoch.
+"""The commands of a shard: `kv.write@1`, `kv.expire@1` and `kv.load@1` (`loads.py`), and the hook that moves its epoch.
 
 A whole run of writes costs one multi-get; each write then sees those before it through the overlay, and all land in one
 batch. Conditions, epoch and ownership are decided here, at apply, by the replicated state alone. Time is group time:
@@ -19,6 +19,7 @@ from flotta_embedded.dedup import sweep as sweep_dedup
 from flotta_embedded.registry import Registry
 
 from . import dedup, keys
+from .loads import LOAD, LOAD_VERSION, apply_loads
 from .rows import encode_row, header_of
 from .shard_state import after_conf, birth_state, decode_state, encode_state
 from .writes import WRITE, WRITE_VERSION, Write, WriteKind, WriteResult, decode_write
@@ -45,6 +46,7 @@ def new_registry() -> Registry:
     registry = Registry()
     registry.vector(WRITE, version=WRITE_VERSION)(apply_writes)
     registry.vector(EXPIRE, version=EXPIRE_VERSION)(apply_expire)
+    registry.vector(LOAD, version=LOAD_VERSION)(apply_loads)
     registry.on_members(apply_members)
     registry.keep_row(keys.SHARD_KEY)
     return registry
