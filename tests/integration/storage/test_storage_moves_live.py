@@ -246,6 +246,8 @@ async def test_directories_are_not_shared_or_mixed_up(cluster: Cluster) -> None:
 async def test_a_lost_log_or_lost_rows_stop_the_start(cluster: Cluster) -> None:
     await cluster.open(3)
     await cluster.create_shards(1, THREE)
+    await fill(cluster, 10)
+    await equal_digests(cluster, "shard-0", THREE)
     await asyncio.gather(*(cluster.stop(node) for node in THREE))
     (cluster.path / "node-1" / "raft").rename(cluster.path / "raft-away")
     with pytest.raises(StartupError, match=r"group 100 has applied [0-9]+, but the log does not know it"):
