@@ -8,6 +8,7 @@ what is over that, or what a collector did not take, is counted and let go.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import random
 import time
@@ -139,12 +140,15 @@ def open_tracer(endpoint: str | None, service: str, metrics: Metrics, node: str 
 
 
 def poster(endpoint: str) -> Callable[[bytes], None]:
-    """Posts to a collector's URL, without a proxy."""
+    """Posts to a collector's URL, without a proxy. OSError whatever goes wrong there."""
 
     def post(body: bytes) -> None:
         request = urllib.request.Request(endpoint, body, {"Content-Type": "application/json"})
-        with _DIRECT.open(request, timeout=POST_TIMEOUT_S) as answer:
-            answer.read(1 << 16)
+        try:
+            with _DIRECT.open(request, timeout=POST_TIMEOUT_S) as answer:
+                answer.read(1 << 16)
+        except http.client.HTTPException as error:
+            raise OSError(f"what answers at {endpoint} is no HTTP server: {error}") from error
 
     return post
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 from typing import Any, ClassVar
 
@@ -151,6 +152,21 @@ class Demo(TracedSettings):
     """A service that can be traced."""
 
     service: ClassVar[str] = "demo"
+
+
+def test_a_collector_that_speaks_no_http_is_an_os_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def talk() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"220 mail.example ready\r\n")
+
+        talking = threading.Thread(target=talk)
+        talking.start()
+        with pytest.raises(OSError, match="no HTTP"):
+            poster(f"http://127.0.0.1:{server.getsockname()[1]}/v1/traces")(b"{}")
+        talking.join()
 
 
 def test_the_collector_is_a_url_or_nobody() -> None:
