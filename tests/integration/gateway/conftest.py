@@ -7,7 +7,8 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from fake_cluster import TOKEN, FakeCluster
+from fake_cluster import FakeCluster
+from fake_node import TOKEN
 from flotta_gateway.app import Gateway, start
 from flotta_gateway.settings import GatewaySettings
 from flotta_proto.kvdb.gateway_pb2_grpc import KvGatewayStub

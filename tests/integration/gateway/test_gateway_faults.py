@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_cluster import FakeCluster, FakeNode, StallingProxy, wait_until
+from fake_cluster import FakeCluster, StallingProxy, wait_until
+from fake_node import FakeNode
 from flotta_proto.flotta import storage_pb2 as sp
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2 import Status

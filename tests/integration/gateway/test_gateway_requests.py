@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_cluster import TOKEN, FakeCluster, wait_until
+from fake_cluster import FakeCluster, wait_until
+from fake_node import TOKEN
 from flotta_gateway.call import Call
 from flotta_proto.flotta import storage_pb2 as sp
 from flotta_proto.kvdb import gateway_pb2 as gw

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import flotta
 import pytest
-from fake_cluster import TOKEN, FakeCluster, FakeNode, wait_until
+from fake_cluster import FakeCluster, wait_until
+from fake_node import TOKEN, FakeNode
 from flotta import AsyncClient, Consistency, Delete, Entry, Get, Guarantee, Put
 from flotta.shard_map import key_hash
 from flotta_proto.flotta import storage_pb2 as sp

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import flotta
 import pytest
-from fake_cluster import TOKEN, FakeCluster, wait_until
+from fake_cluster import FakeCluster, wait_until
+from fake_node import TOKEN
 from flotta import Client, Entry, Get, Put
 from flotta._sync.leaders import Leaders
 from flotta.shard_map import key_hash
