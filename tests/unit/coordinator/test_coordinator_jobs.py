@@ -46,6 +46,13 @@ def test_a_drain_is_followed_until_the_node_is_empty(world: World) -> None:
     assert f"operation {begun.number}, the drain of n2, is done: {ended.outcome}" in world.sentences
 
 
+def test_an_operation_does_not_end_by_running_on(world: World) -> None:
+    begun = begin(world, commands.DrainNode("n2", True))
+    refused = world.submit(commands.EndJob(begun.number, JobStatus.RUNNING, "so it ended"))
+    assert isinstance(refused, Rejection) and "running on" in refused.message
+    assert job(world, begun.number) == begun
+
+
 def test_a_decommissioned_node_is_off_the_map_at_the_end(world: World) -> None:
     begun = begin(world, commands.DrainNode("n2", True, remove=True))
     world.run(60)

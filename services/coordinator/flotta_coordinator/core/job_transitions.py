@@ -17,6 +17,8 @@ LEVELLING = (Purpose.ZONES, Purpose.BALANCE)
 def end_job(draft: Draft, command: EndJob) -> Applied:
     """The caretaker saw a job at its end; asked once more here, as all its findings are."""
     job = running_job(draft, command.number)
+    if command.status is JobStatus.RUNNING:
+        raise _unmet("status: an operation does not end by running on")
     if command.status is JobStatus.DONE and job.kind is not JobKind.REBALANCE and left(draft.base, job):
         raise _unmet(f"number: operation {job.number} is not at its end any more")
     draft.end_job(job, command.status, command.outcome)
