@@ -130,15 +130,22 @@ class Clock:
 
     def sends(self) -> bool:
         """Whether one more frame goes out now; it counts from here."""
-        if time.perf_counter() >= self._until:
+        if self._over():
             return False
         self._sent_at.append(time.perf_counter())
         return True
 
     def answered(self) -> None:
         self.trips_us.append((time.perf_counter() - self._sent_at[len(self.trips_us)]) * 1e6)
-        if len(self.trips_us) == len(self._sent_at) and time.perf_counter() >= self._until:
+        self._over()
+
+    def _over(self) -> bool:
+        """The time may end between an answer and the frame that it lets out: so both look."""
+        if time.perf_counter() < self._until:
+            return False
+        if len(self.trips_us) == len(self._sent_at):
             self.done.set()
+        return True
 
 
 class CallingLink:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from chart import Bars, Lines, chart, nice_ceiling
 from figures import Measure, Spread
+from links import Clock
 from pictures import core_chart, saturation_chart
 from profiles import parse_perf, parse_stacks
 from publish import BEGIN, END, replaced, section
@@ -120,3 +121,31 @@ def test_a_soak_writes_every_key_before_it_comes_back_to_one():
     keys = [key for number in range(KEY_SETS) for key in key_set(number)]
     assert len(set(keys)) == KEY_SETS * KEYS_PER_SET
     assert key_set(KEY_SETS) == key_set(0)
+
+
+@pytest.mark.parametrize("last", ["answer", "next frame"])
+def test_the_time_of_a_link_may_end_between_an_answer_and_the_next_frame(
+    last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("links.time.perf_counter", lambda: now)
+    clock = Clock(1, 2.0)
+    assert clock.sends() and not clock.done.is_set()
+    if last == "answer":
+        now = 103.0
+    clock.answered()
+    now = 103.0
+    assert clock.done.is_set() == (last == "answer")
+    assert not clock.sends() and clock.done.is_set()
+
+
+def test_a_link_is_not_done_while_a_frame_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("links.time.perf_counter", lambda: now)
+    clock = Clock(2, 2.0)
+    assert clock.sends() and clock.sends()
+    now = 103.0
+    clock.answered()
+    assert not clock.sends() and not clock.done.is_set()
+    clock.answered()
+    assert clock.done.is_set() and len(clock.trips_us) == 2
