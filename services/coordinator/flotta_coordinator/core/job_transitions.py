@@ -18,7 +18,7 @@ def end_job(draft: Draft, command: EndJob) -> Applied:
     """The caretaker saw a job at its end; asked once more here, as all its findings are."""
     job = running_job(draft, command.number)
     if command.status is JobStatus.RUNNING:
-        raise _unmet("status: an operation does not end by running on")
+        raise Refused(RejectCode.INVALID_ARGUMENT, "status", "status: an operation does not end by running on")
     if command.status is JobStatus.DONE and job.kind is not JobKind.REBALANCE and left(draft.base, job):
         raise _unmet(f"number: operation {job.number} is not at its end any more")
     draft.end_job(job, command.status, command.outcome)
