@@ -35,6 +35,7 @@ from flotta_storage.hints import Hints
 from flotta_storage.map_model import MapModel
 from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import Replica, ReplicaTable
+from flotta_storage.scanning import Scanner
 from flotta_storage.stamping import Stamps
 from flotta_storage.telemetry import Telemetry
 from path_inputs import EPOCH, SHARDS, VALUE, all_keys, random_keys, runs, shard_id_of
@@ -79,7 +80,8 @@ class Node:
         self.handler = BatchHandler(self.replicas, hints, stamps.now_ms, budget, Limits(), deadlines, telemetry)
         loop = asyncio.get_running_loop()
         reads = ReadBatcher(self.host, hints, stamps.now_ms, budget, deadlines, lambda end: loop.call_soon(end))
-        self.handler.attach(self.host, reads)
+        scans = Scanner(self.host, hints, stamps.now_ms, deadlines, lambda end: loop.call_soon(end))
+        self.handler.attach(self.host, reads, scans)
 
     async def open(self) -> None:
         registry = new_registry()

@@ -31,7 +31,7 @@ OPEN = {
     "kvdb.gateway.KvGateway": {"Get", "Put", "Delete"},
     "kvdb.raft.RaftService": set(),
     "kvdb.replication.ReplicationService": set(),
-    "flotta.kv.v1.Kv": {"Batch"},
+    "flotta.kv.v1.Kv": {"Batch", "Scan"},
 }
 FILES = (
     *(cluster_pb2, kv_pb2, operator_pb2, raft_pb2, storage_pb2),

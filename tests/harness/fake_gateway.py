@@ -19,6 +19,7 @@ _RESPONSES: dict[type[Any], type[Any]] = {
     gw.GetRequest: gw.GetResponse,
     gw.PutRequest: gw.PutResponse,
     gw.DeleteRequest: gw.DeleteResponse,
+    kv_pb2.ScanRequest: kv_pb2.ScanResponse,
 }
 
 
@@ -34,6 +35,7 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
         self.script: list[Said] = []
         self.seen: list[Any] = []
         self.batches: list[int] = []  # items of each
+        self.page_rows = 1_000
         self.peers: set[str] = set()  # connections
         self.address = ""
         self._server: grpc.aio.Server | None = None
@@ -76,6 +78,9 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
             getattr(response.results.add(), name).CopyFrom(answer)
         return response
 
+    async def Scan(self, request: kv_pb2.ScanRequest, context: Any) -> Any:
+        return await self._handle(request, context, self._scan)
+
     async def _handle(self, request: Any, context: Any, carry_out: Callable[[Any], Any]) -> Any:
         self.seen.append(request)
         self.peers.add(context.peer())
@@ -85,7 +90,8 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
         if said == "hang":
             await asyncio.sleep(3600)
         request_id = request.ctx.request_id
-        dedup = not isinstance(request, gw.GetRequest) and request.options.require_idempotency
+        reads = isinstance(request, gw.GetRequest | kv_pb2.ScanRequest)
+        dedup = not reads and request.options.require_idempotency
         if dedup and request_id in self.outcomes:
             response = self.outcomes[request_id]
         else:
@@ -109,6 +115,25 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
         )
         if request.head_only:
             answer.kv.value = b""
+        return answer
+
+    def _scan(self, request: kv_pb2.ScanRequest) -> kv_pb2.ScanResponse:
+        """Pages of `page_rows` at most; a token is the last key of the page."""
+        last = request.page_token
+        keys = [key for key in self.rows if key.startswith(request.prefix) and key >= request.start]
+        keys = sorted((key for key in keys if not request.end or key < request.end), reverse=request.reverse)
+        if last:
+            keys = [key for key in keys if (key < last if request.reverse else key > last)]
+        shown = keys[: min(request.limit or self.page_rows, self.page_rows)]
+        answer = kv_pb2.ScanResponse(status=gw.Status(code=gw.Status.OK), count=len(shown))
+        weak = request.options.consistency == gw.EVENTUAL
+        answer.shards.add(shard_id="shard-0", revision=self.version, guarantee=gw.ANY if weak else gw.LINEARIZABLE)
+        if len(shown) < len(keys):
+            answer.next_page_token = shown[-1]
+        for key in () if request.count_only else shown:
+            answer.entries.add().CopyFrom(self.rows[key])
+            if request.keys_only:
+                answer.entries[-1].value = b""
         return answer
 
     def _put(self, request: gw.PutRequest) -> gw.PutResponse:

@@ -12,7 +12,9 @@ b'hello'
 from flotta_runtime.tls import TlsFiles
 
 from flotta._async.client import AsyncClient
+from flotta._async.scans import AsyncScan
 from flotta._sync.client import Client
+from flotta._sync.scans import Scan
 from flotta.errors import (
     AlreadyExistsError,
     FlottaError,
@@ -25,11 +27,12 @@ from flotta.errors import (
     UnavailableError,
     VersionMismatchError,
 )
-from flotta.models import Consistency, Delete, Entry, Get, Guarantee, Put
+from flotta.models import Consistency, Delete, Entry, Get, Guarantee, Page, Put
 
 __all__ = [
     "AlreadyExistsError",
     "AsyncClient",
+    "AsyncScan",
     "Client",
     "Consistency",
     "Delete",
@@ -40,10 +43,12 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "OutcomeUnknownError",
+    "Page",
     "PayloadTooLargeError",
     "PreconditionFailedError",
     "Put",
     "RateLimitedError",
+    "Scan",
     "TlsFiles",
     "UnavailableError",
     "VersionMismatchError",

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from flotta_runtime.tls import TlsFiles
 
-from flotta import cli_keys, cli_orders, cli_status, cli_watch
+from flotta import cli_keys, cli_orders, cli_scan, cli_status, cli_watch
 from flotta.cli_support import ROOT_FLAGS, Exit, fail
 from flotta.endpoints import Flags
 
@@ -93,6 +93,7 @@ def build() -> typer.Typer:
     app.command("put")(cli_keys.put)
     app.command("get")(cli_keys.get)
     app.command("del")(cli_keys.delete)
+    app.command("scan")(cli_scan.scan)
     app.command("status")(cli_status.status)
     app.command("cluster")(cli_status.cluster)
     app.command("nodes")(cli_status.nodes)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from flotta._async.client import AsyncClient
+from flotta._sync.client import Client
 from flotta.cli_support import Exit, as_json, duration_ms, fail, find, key_bytes, run, shown, value_bytes
 from flotta.endpoints import Endpoints
 from flotta.models import Consistency, Entry
@@ -107,6 +108,12 @@ def delete(
     if version is None:
         fail(f"there is no key {shown(name)!r}", Exit.NOT_FOUND)
     print(json.dumps(as_json("key", name) | {"deleted": True, "version": version}) if json_ else "deleted")
+
+
+def client_of(where: Endpoints, timeout: str) -> Client:
+    """A blocking client of the gateways."""
+    first, *more = where.gateway
+    return Client(first, *more, timeout_ms=duration_ms(timeout, "--timeout"), tls=where.tls)
 
 
 def _client(where: Endpoints, timeout: str) -> AsyncClient:

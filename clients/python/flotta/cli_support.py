@@ -61,7 +61,7 @@ def fail(message: str, code: Exit, hint: str = "") -> NoReturn:
 
 def run(work: Coroutine[Any, Any, T], where: endpoints.Endpoints) -> T:
     """Run a command's work; every expected error ends it with its exit code and a hint."""
-    with explained(_where_to_look(where)):
+    with explained(where_to_look(where)):
         return asyncio.run(work)
 
 
@@ -87,7 +87,8 @@ def explained(unreachable_hint: str, unknown_hint: str = WRITE_HINT) -> Iterator
         fail(str(error), Exit.FAILED)
 
 
-def _where_to_look(where: endpoints.Endpoints) -> str:
+def where_to_look(where: endpoints.Endpoints) -> str:
+    """What to do when no gateway answers."""
     said = f"(gateway address from {where.gateway_from})"
     return f"see `flotta status`; start a cluster with `flotta dev`, or name one with --gateway {said}"
 

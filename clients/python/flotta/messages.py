@@ -25,7 +25,7 @@ from flotta.models import Consistency, Delete, Entry, Get, Guarantee, Operation
 Request = pb.GetRequest | pb.PutRequest | pb.DeleteRequest
 Response = pb.GetResponse | pb.PutResponse | pb.DeleteResponse
 
-_GUARANTEES = {guarantee.value: guarantee for guarantee in Guarantee}
+GUARANTEES = {guarantee.value: guarantee for guarantee in Guarantee}
 _ERRORS: dict[int, type[FlottaError]] = {
     pb.Status.INVALID_ARGUMENT: InvalidArgumentError,
     pb.Status.ALREADY_EXISTS: AlreadyExistsError,
@@ -41,7 +41,7 @@ _ERRORS: dict[int, type[FlottaError]] = {
 
 def request_of(operation: Operation, idempotent: bool) -> Request:
     """The request that carries an operation out; `idempotent`: give a write a request id if it has none."""
-    key = _bytes(operation.key)
+    key = key_bytes(operation.key)
     if isinstance(operation, Get):
         weak = operation.consistency is Consistency.EVENTUAL
         reading = pb.ReadOptions(
@@ -57,7 +57,7 @@ def request_of(operation: Operation, idempotent: bool) -> Request:
         return pb.DeleteRequest(ctx=context, key=key, options=options)
     options.ttl_ms = operation.ttl_ms
     options.if_not_exists = operation.if_absent
-    return pb.PutRequest(ctx=context, key=key, value=_bytes(operation.value), options=options)
+    return pb.PutRequest(ctx=context, key=key, value=key_bytes(operation.value), options=options)
 
 
 def repeatable(request: Request) -> bool:
@@ -95,7 +95,7 @@ def entry_of(response: pb.GetResponse) -> Entry | None:
         kv.create_time_ms,
         kv.update_time_ms,
         kv.expire_time_ms,
-        _GUARANTEES.get(response.guarantee, Guarantee.UNKNOWN),
+        GUARANTEES.get(response.guarantee, Guarantee.UNKNOWN),
         response.status.shard_id,
         response.revision,
     )
@@ -135,5 +135,6 @@ def raise_unless_ok(status: pb.Status) -> None:
     raise _ERRORS.get(code, InternalError)(message, shard_id=status.shard_id)
 
 
-def _bytes(text: str | bytes) -> bytes:
+def key_bytes(text: str | bytes) -> bytes:
+    """Keys and values are bytes; text is taken as UTF-8."""
     return text.encode("utf-8") if isinstance(text, str) else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -48,6 +49,17 @@ class Entry:
     shard_id: str = field(default="", compare=False)
     revision: int = field(default=0, compare=False)
     """Of the shard, at which it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some entries of a scan, in the order of their keys."""
+
+    entries: tuple[Entry, ...]
+    token: bytes
+    """Where the next page begins; empty: there is none."""
+    revisions: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Of each shard, at which this page read it."""
 
 
 @dataclass(frozen=True, slots=True)

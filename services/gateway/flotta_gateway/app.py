@@ -25,6 +25,7 @@ from flotta_runtime.turns import Turns
 from flotta_gateway.batch_service import GatewayBatches
 from flotta_gateway.callers import Callers
 from flotta_gateway.core.deadlines import Patience
+from flotta_gateway.core.scans import ScanLimits
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
 from flotta_gateway.dispatcher import NO_SHARDS, Dispatcher, DispatcherOptions
@@ -33,6 +34,7 @@ from flotta_gateway.link_pool import LinkPool
 from flotta_gateway.link_session import link_sessions
 from flotta_gateway.map_cache import MapCache, MapOptions
 from flotta_gateway.multi import MultiLimits
+from flotta_gateway.scanner import Scanner
 from flotta_gateway.service import GatewayService, MultiService
 from flotta_gateway.settings import GatewaySettings
 from flotta_gateway.storage_link import LinkOptions, SessionFactory
@@ -98,11 +100,13 @@ class Gateway:
             CallTracer(self._tracer) if self._tracer is not None else None,
         )
         self.links.events = self.dispatcher
-        telemetry.watch(self.dispatcher, self.maps, self.links)
         patience = Patience(settings.deadline_default_ms, settings.deadline_max_ms)
         multi = MultiLimits(settings.batch_items_max, settings.batch_bytes_max)
+        scans = ScanLimits(settings.scan_rows_max, settings.scan_page_bytes_max, settings.scan_bytes_max)
+        self.scanner = Scanner(self.dispatcher, self.maps, SYSTEM_CLOCK, scans, callers)
+        telemetry.watch(self.dispatcher, self.scanner, self.maps, self.links)
         service = GatewayService(self.dispatcher, SYSTEM_CLOCK, patience)
-        multi_service = MultiService(self.dispatcher, SYSTEM_CLOCK, patience, multi)
+        multi_service = MultiService(self.dispatcher, self.scanner, SYSTEM_CLOCK, patience, multi)
         self._server = build_server(
             [
                 (add_KvGatewayServicer_to_server, service, SERVICE_NAME),

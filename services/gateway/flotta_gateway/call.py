@@ -9,7 +9,7 @@ from typing import Protocol
 from flotta_proto.flotta.storage_pb2 import Operation
 
 from flotta_gateway.core import retry
-from flotta_gateway.core.operations import Request
+from flotta_gateway.core.operations import Asked, Request
 from flotta_gateway.core.retry import Failure, History
 from flotta_gateway.core.shard_map import Route, ShardMap
 from flotta_gateway.storage_link import Attempt, StorageLink
@@ -39,6 +39,10 @@ class Call:
         self.deadline_ms = deadline_ms  # on the monotonic clock
         self.done: Callable[[bytes], None] | None = done  # takes the serialised response; None: answered
 
+    def route_in(self, current: ShardMap) -> Route | None:
+        """Where it goes by a map."""
+        return current.route_of(self.key)
+
 
 class Links(Protocol):
     """Where the link to a node comes from."""
@@ -63,7 +67,7 @@ class Maps(Protocol):
 class Admission(Protocol):
     """Who may ask, and how often."""
 
-    def admit(self, request: Request, now_ms: float) -> None:
+    def admit(self, request: Asked, now_ms: float) -> None:
         """Raise RateLimited for a request that is not to be begun."""
         ...
 

@@ -13,7 +13,7 @@ from flotta_runtime.errors import RateLimited
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.rates import Rates
 
-from flotta_gateway.core.operations import Request
+from flotta_gateway.core.operations import Asked
 
 if TYPE_CHECKING:
     from prometheus_client import Counter
@@ -37,7 +37,7 @@ class Callers:
         self._tenants = Rates(tenant_rate, tenant_rate) if tenant_rate else None
         self._principals = Rates(principal_rate, principal_rate) if principal_rate else None
 
-    def admit(self, request: Request, now_ms: float) -> None:
+    def admit(self, request: Asked, now_ms: float) -> None:
         """Count a request; RateLimited when it is over a rate."""
         caller = ("", "")
         if request.HasField("ctx"):

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flotta_proto.flotta.storage_pb2 import GET, Operation, Reply
+from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT, Operation, Reply
 from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.clock import Clock
 from flotta_runtime.errors import FlottaError, KvCode, RateLimited, Unavailable
@@ -31,6 +31,7 @@ from flotta_gateway.storage_link import Attempt, Lost, Reason, StorageLink
 
 TICK_MS = 10
 OK = Status.OK
+WRITES = frozenset((PUT, DELETE))
 OVERLOAD_RETRY_AFTER_MS = 100
 NO_SHARDS = "the cluster has no shards yet: initialise it with POST /admin/config/shard-init"
 _RETRIED = frozenset({KvCode.UNAVAILABLE, KvCode.TIMEOUT, KvCode.NOT_LEADER, KvCode.SHARD_MOVED})
@@ -108,6 +109,23 @@ class Dispatcher:
         self._send(batches, now_ms)
         self._start_ticker()
 
+    def submit_pieces(self, pieces: Sequence[Call]) -> None:
+        """Take over calls that have their operation: the pieces of one scan, all of them or none."""
+        now_ms = self._clock.monotonic_ms()
+        if len(self._wheel) + len(pieces) > self._options.calls_max:
+            error = RateLimited("too many requests are open on this gateway", retry_after_ms=OVERLOAD_RETRY_AFTER_MS)
+            for piece in pieces:
+                self.refuse(piece, replies.refusal(error))
+            return
+        batches: _Batches = {}
+        current = self._maps.current
+        for piece in pieces:
+            if piece.operation is not None:
+                piece.any_replica = routing.any_replica_may_serve(piece.operation)
+            self._launch(piece, piece.route_in(current), now_ms, batches)
+        self._send(batches, now_ms)
+        self._start_ticker()
+
     def refuse(self, call: Call, failure: Failure) -> None:
         """Answer a call that is not to be begun."""
         self._finish(call, replies.failure_response(call.kind, failure), int(failure.code))
@@ -121,7 +139,7 @@ class Dispatcher:
         """Resume the parked calls whose route is another one now."""
         current = self._maps.current
         for call in list(self._parked):
-            if current.route_of(call.key) is not call.route:
+            if call.route_in(current) is not call.route:
                 self._resume(call)
 
     def close(self) -> None:
@@ -208,7 +226,7 @@ class Dispatcher:
             self._maps.refresh_soon()
             self._failed(call, self._nowhere(route), now_ms, batches)
             return
-        repeatable = call.kind == GET or bool(operation.request_id)
+        repeatable = call.kind not in WRITES or bool(operation.request_id)
         expires_ms = min(call.deadline_ms, now_ms + self._options.attempt_ms) if repeatable else call.deadline_ms
         self._number += 1
         operation.call = self._number
@@ -261,7 +279,7 @@ class Dispatcher:
         shard_id = call.route.shard_id if call.route else ""
         if reason is Reason.NOT_SENT:
             return Failure(Fate.NOT_SENT, KvCode.UNAVAILABLE, message, address, shard_id)
-        if call.kind != GET:
+        if call.kind in WRITES:
             message = f"{message}; the write may have happened"
         return Failure(Fate.LOST, KvCode.TIMEOUT, message, address, shard_id)
 
@@ -293,7 +311,7 @@ class Dispatcher:
         decision = retry.decide(
             call.history,
             failure,
-            write=call.kind != GET,
+            write=call.kind in WRITES,
             deduplicated=bool(operation.request_id),
             alternatives=call.route.candidates() if call.route else (),
             remaining_ms=call.deadline_ms - now_ms,
@@ -309,7 +327,7 @@ class Dispatcher:
         if decision.refresh:
             self._maps.refresh_soon()
         if decision.delay_ms == 0:
-            self._launch(call, self._maps.current.route_of(call.key), now_ms, batches, decision.to)
+            self._launch(call, call.route_in(self._maps.current), now_ms, batches, decision.to)
             return
         call.resend = decision
         self._parked[call] = None
@@ -336,7 +354,7 @@ class Dispatcher:
             resend, call.resend = call.resend, None
             to = ""
             moved = False
-            route = current.route_of(call.key)
+            route = call.route_in(current)
             if resend is not None and route is call.route:
                 to = resend.hint
                 moved = bool(to) and call.last is not None and call.last.code == KvCode.SHARD_MOVED
@@ -368,7 +386,7 @@ class Dispatcher:
 
     def _expire(self, call: Call) -> None:
         sent = self._give_up_attempt(call)
-        failure = retry.out_of_time(call.history, call.last, write=call.kind != GET, sent=sent)
+        failure = retry.out_of_time(call.history, call.last, write=call.kind in WRITES, sent=sent)
         self._finish(call, replies.failure_response(call.kind, failure), int(failure.code))
 
     def _give_up_attempt(self, call: Call) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
-from flotta_proto.flotta.kv_pb2 import BatchRequest, BatchResponse
+from flotta_proto.flotta.kv_pb2 import BatchRequest, BatchResponse, ScanRequest, ScanResponse
 from flotta_proto.flotta.kv_pb2_grpc import KvServicer
 from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT
 from flotta_proto.kvdb.gateway_pb2 import (
@@ -28,6 +28,7 @@ from flotta_gateway.core.deadlines import Patience
 from flotta_gateway.core.operations import Request
 from flotta_gateway.dispatcher import Dispatcher
 from flotta_gateway.multi import Multi, MultiLimits
+from flotta_gateway.scanner import Scanner
 
 # grpc.aio takes some turns to hand over a request.
 _QUIET_TURNS = 8
@@ -88,13 +89,19 @@ class GatewayService(KvGatewayServicer):
 
 
 class MultiService(KvServicer):
-    """Requests that are batches already."""
+    """Requests that are batches already, and scans. Both transports serve scans from here."""
 
-    def __init__(self, dispatcher: Dispatcher, clock: Clock, patience: Patience, limits: MultiLimits) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, scanner: Scanner, clock: Clock, patience: Patience, limits: MultiLimits
+    ) -> None:
         self._dispatcher = dispatcher
+        self._scanner = scanner
         self._clock = clock
         self._patience = patience
         self._limits = limits
+
+    async def Scan(self, request: ScanRequest, context: Any) -> ScanResponse:
+        return await self._scanner.page(request, _deadline_ms(self._patience, self._clock, context))
 
     async def Batch(self, request: BatchRequest, context: Any) -> BatchResponse:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

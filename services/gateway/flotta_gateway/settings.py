@@ -63,6 +63,17 @@ class GatewaySettings(TracedSettings):
         le=MESSAGE_BYTES_MAX,
         description="Bytes of one Kv/Batch request; more are INVALID_ARGUMENT.",
     )
+    scan_rows_max: int = Field(
+        default=10_000, ge=1, le=100_000, description="Rows of one page of a Kv/Scan; more are INVALID_ARGUMENT."
+    )
+    scan_page_bytes_max: SizeBytes = Field(
+        default=4 * 1024 * 1024,
+        le=8 * 1024 * 1024,
+        description="Keys and values of one page of a Kv/Scan; more are INVALID_ARGUMENT. A larger row comes alone.",
+    )
+    scan_bytes_max: SizeBytes = Field(
+        default=256 * 1024 * 1024, description="Memory for all pages that are being made; above that RATE_LIMITED."
+    )
     node_operations_max: int = Field(
         default=10_000, ge=1, description="Operations waiting for one storage node; above that RATE_LIMITED."
     )

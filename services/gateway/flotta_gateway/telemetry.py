@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flotta_gateway.dispatcher import Dispatcher
     from flotta_gateway.link_pool import LinkPool
     from flotta_gateway.map_cache import MapCache
+    from flotta_gateway.scanner import Scanner
 
 
 class Telemetry:
@@ -32,12 +33,15 @@ class Telemetry:
         )
         self._answered: dict[tuple[int, int], Counter] = {}
 
-    def watch(self, dispatcher: Dispatcher, maps: MapCache, pool: LinkPool) -> None:
+    def watch(self, dispatcher: Dispatcher, scanner: Scanner, maps: MapCache, pool: LinkPool) -> None:
         """Add the figures that are read when scraped."""
         gauge = self._metrics.gauge
         gauge("flotta_gateway_requests_open", "Requests not yet answered.").set_function(lambda: dispatcher.calls_open)
         gauge("flotta_gateway_request_bytes_open", "Bytes in requests not yet answered.").set_function(
             lambda: dispatcher.bytes_open
+        )
+        gauge("flotta_gateway_scan_bytes_open", "Bytes that pages of scans under way may take.").set_function(
+            lambda: scanner.bytes_open
         )
         gauge("flotta_gateway_map_version", "Version of the cached shard map.").set_function(
             lambda: maps.current.version

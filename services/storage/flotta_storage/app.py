@@ -50,6 +50,7 @@ from flotta_storage.outbox import UNSENT_BYTES_MAX, Connections
 from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import ReplicaTable
 from flotta_storage.request_links import RequestLinks
+from flotta_storage.scanning import Scanner
 from flotta_storage.settings import StorageSettings
 from flotta_storage.shards_service import ShardsService
 from flotta_storage.stamping import Stamps
@@ -231,7 +232,10 @@ class StorageNode:
         self._shards.host = self._backups.host = backend.host
         self._shards.compactor = backend.compactor
         self._telemetry.watch_host(backend.health, backend.duties, backend.compactor)
-        self.handler.attach(backend.host, reads)
+        # Not the end of a turn but the next one: between two steps of a scan all else has its turn.
+        next_pass = asyncio.get_running_loop().call_soon
+        scans = Scanner(backend.host, self._hints, self._stamps.now_ms, self._deadlines, next_pass)
+        self.handler.attach(backend.host, reads, scans)
         if hello:
             self._supervisor.spawn("hello", self._introduce())
 

@@ -13,13 +13,14 @@ from typing import Final, Protocol
 
 from flotta_consensus.api import Committed, Outcome, ReadDone, RoleChange
 from flotta_consensus.core.waiters import ProposeManyDone
-from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT, Operation, Reply
+from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT, SCAN, Operation, Reply
 
 from flotta_storage import replies
 from flotta_storage.answers import Answers, Observer, ReplyCallback
 from flotta_storage.budget import Budget
 from flotta_storage.core import limits as checks
 from flotta_storage.core.limits import CONSISTENCIES, KEY_BYTES_MAX, READ_MODES, Limits, Refusal
+from flotta_storage.core.scans import check_scan
 from flotta_storage.core.shard_state import ShardState
 from flotta_storage.core.writes import write_payload
 from flotta_storage.hints import Hints
@@ -60,6 +61,14 @@ class Reads(Protocol):
     def add(self, replica: Replica, reads: Sequence[Admitted], answers: Answers) -> None: ...
 
 
+class Scans(Protocol):
+    """Where checked scans go."""
+
+    def add(self, replica: Replica, scans: Sequence[Admitted], answers: Answers) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Deadlines:
     default_ms: int = 5_000
@@ -75,8 +84,11 @@ class Deadlines:
 
 def check_operation(operation: Operation, limits: Limits) -> Refusal | None:
     """What is wrong with an operation on the face of it."""
-    refusal = checks.check_key(operation.key) or checks.check_shard_id(operation.shard_id)
     kind = operation.kind
+    if kind == SCAN:
+        refusal = check_scan(operation.scan) or checks.check_shard_id(operation.shard_id)
+        return refusal or checks.check_read(operation.consistency, operation.read_mode)
+    refusal = checks.check_key(operation.key) or checks.check_shard_id(operation.shard_id)
     if refusal is not None:
         return refusal
     if kind == GET:
@@ -86,7 +98,7 @@ def check_operation(operation: Operation, limits: Limits) -> Refusal | None:
     elif kind == DELETE:
         refusal = checks.check_delete(operation.ttl_ms, operation.if_not_exists, operation.value)
     else:
-        return Refusal("kind", f"kind is {kind}, it must be GET, PUT or DELETE")
+        return Refusal("kind", f"kind is {kind}, it must be GET, PUT, DELETE or SCAN")
     return refusal or checks.check_conditions(
         operation.ttl_ms, operation.if_version_equals, operation.if_not_exists, operation.request_id
     )
@@ -125,13 +137,15 @@ class BatchHandler:
         self._deadlines = deadlines
         self._observer = observer
         self._tracer = tracer
-        self._target: tuple[Groups, Reads] | None = None
+        self._target: tuple[Groups, Reads, Scans] | None = None
 
-    def attach(self, groups: Groups, reads: Reads) -> None:
-        self._target = (groups, reads)
+    def attach(self, groups: Groups, reads: Reads, scans: Scans) -> None:
+        self._target = (groups, reads, scans)
 
     def detach(self) -> None:
-        """What is in work is still answered."""
+        """What is in work is still answered; of scans, that they were not done."""
+        if self._target is not None:
+            self._target[2].close()
         self._target = None
 
     def handle(self, operations: Sequence[Operation], reply: ReplyCallback) -> None:
@@ -143,7 +157,7 @@ class BatchHandler:
         if target is None:
             answers.refuse([replies.unavailable(operation, NOT_SERVING) for operation in operations])
             return
-        groups, to_read = target
+        groups, to_read, to_scan = target
         by_shard: dict[str, list[Operation]] = {}
         for operation in operations:
             by_shard.setdefault(operation.shard_id, []).append(operation)
@@ -154,9 +168,11 @@ class BatchHandler:
             if replica is None or state is None:
                 refused += [self._refusal(operation, None) for operation in ours]
                 continue
-            reads, writes = self._sort(ours, state, groups.role(replica.group), refused)
+            reads, scans, writes = self._sort(ours, state, groups.role(replica.group), refused)
             if reads:
                 to_read.add(replica, reads, answers)
+            if scans:
+                to_scan.add(replica, scans, answers)
             for timeout_ms, batch in writes.items():
                 groups.propose_many_with(replica.group, batch.payloads, self._proposed(batch, answers), timeout_ms)
         if refused:
@@ -164,15 +180,19 @@ class BatchHandler:
 
     def _sort(
         self, operations: Sequence[Operation], state: ShardState, role: RoleChange | None, refused: list[Reply]
-    ) -> tuple[list[Admitted], dict[int, _Writes]]:
-        """Check the operations of one shard, and admit them: the reads, and the writes by the time they may take."""
+    ) -> tuple[list[Admitted], list[Admitted], dict[int, _Writes]]:
+        """Check the operations of one shard, and admit them: reads, scans, and writes by the time they may take."""
         reads: list[Admitted] = []
+        scans: list[Admitted] = []
         writes: dict[int, _Writes] = {}
         stamp_ms: int | None = None
         leads = role is not None and role.is_leader
         keys = [operation.key for operation in operations]
         for operation, key, owned in zip(operations, keys, state.own(keys), strict=True):
             kind, value, epoch = operation.kind, operation.value, operation.epoch
+            if kind == SCAN:
+                self._admit_scan(operation, state, scans, refused)
+                continue
             conditions = _NO_CONDITIONS
             if kind == GET:
                 plain = operation.consistency in CONSISTENCIES and operation.read_mode in READ_MODES
@@ -204,7 +224,18 @@ class BatchHandler:
                 batch.operations.append(operation)
                 batch.payloads.append(write_payload(stamp_ms, key, value, kind == DELETE, epoch, *conditions))
                 batch.size += size
-        return reads, writes
+        return reads, scans, writes
+
+    def _admit_scan(self, operation: Operation, state: ShardState, scans: list[Admitted], refused: list[Reply]) -> None:
+        """A scan owns no key: its epoch is what routed it, and without one it tells what the shard owned."""
+        epoch, scan = operation.epoch, operation.scan
+        size = OVERHEAD_BYTES + (scan.bytes_max or self._limits.value_bytes_max)
+        if check_operation(operation, self._limits) is not None or (epoch and epoch != state.epoch):
+            refused.append(self._refusal(operation, state))
+        elif not self._budget.take(size):
+            refused.append(replies.rate_limited(operation))
+        else:
+            scans.append((operation, size))
 
     def _refusal(self, operation: Operation, state: ShardState | None) -> Reply:
         """What to tell an operation that this replica cannot take; without a `state` there is no replica."""

@@ -12,12 +12,15 @@ from flotta_consensus.api import Rejected, RejectReason, Unknown
 from flotta_proto.flotta.storage_pb2 import (
     ANY,
     BOUNDED,
-    GET,
+    DELETE,
     LINEARIZABLE,
+    PUT,
     READ_GUARANTEE_UNSPECIFIED,
     SESSION,
     Operation,
+    ReadGuarantee,
     Reply,
+    ScanPart,
 )
 from flotta_proto.kvdb.gateway_pb2 import Status
 
@@ -97,7 +100,7 @@ def without_result(operation: Operation, outcome: Rejected | Unknown, hints: Hin
     """A proposal or barrier that was not carried out, or nobody knows."""
     if isinstance(outcome, Unknown):
         text = "the deadline passed"
-        if operation.kind != GET:
+        if operation.kind in (PUT, DELETE):
             text += "; the write may have happened"
         return Reply(call=operation.call, code=Status.TIMEOUT, message=text, shard_id=operation.shard_id)
     if outcome.reason in _NOT_LEADER:
@@ -157,6 +160,22 @@ def absent(operation: Operation, revision: int, guarantee: Guarantee) -> Reply:
         shard_id=operation.shard_id,
         revision=revision,
         guarantee=_GUARANTEES[guarantee],
+    )
+
+
+def guarantee_of(guarantee: Guarantee) -> ReadGuarantee.ValueType:
+    """The protocol's name of a promise."""
+    return _GUARANTEES[guarantee]
+
+
+def scanned(operation: Operation, part: ScanPart) -> Reply:
+    return Reply(
+        call=operation.call,
+        code=_OK,
+        value=part.SerializeToString(),
+        shard_id=operation.shard_id,
+        revision=part.revision,
+        guarantee=part.guarantee,
     )
 
 

@@ -26,6 +26,7 @@ OPEN = {
     "/kvdb.gateway.KvGateway/Put",
     "/kvdb.gateway.KvGateway/Delete",
     "/flotta.kv.v1.Kv/Batch",
+    "/flotta.kv.v1.Kv/Scan",
 }
 
 

@@ -36,6 +36,7 @@ from flotta_storage.hints import Hints
 from flotta_storage.map_model import MapModel
 from flotta_storage.reading import ReadBatcher
 from flotta_storage.replica_table import Replica, ReplicaTable
+from flotta_storage.scanning import Scanner
 from flotta_storage.stamping import NO_STAMP, Stamps
 from flotta_storage.tracing import OperationTracer
 
@@ -109,7 +110,9 @@ class Setup:
             OperationTracer(self.tracer),
         )
         self.reads = ReadBatcher(self.groups, hints, self.stamps.now_ms, self.budget, deadlines, self.turn.append)
-        self.handler.attach(self.groups, self.reads)
+        self.passes: list[Callable[[], None]] = []
+        self.scans = Scanner(self.groups, hints, self.stamps.now_ms, deadlines, self.passes.append)
+        self.handler.attach(self.groups, self.reads, self.scans)
 
     @staticmethod
     def model() -> MapModel:

@@ -1,4 +1,4 @@
-"""The client: typed get, put, delete and batches of them.
+"""The client: typed get, put, delete, batches of them, and scans.
 
 Writes are exactly-once by default: each carries a request id, under which the shard remembers its outcome for ten
 minutes, so that a write without an answer can be sent again. The id holds the time of the first attempt; the shard
@@ -22,10 +22,12 @@ from flotta_runtime.tls import Tls, TlsError, TlsFiles, client_tls
 from flotta._async.gateways import AsyncGateways
 from flotta._async.leaders import AsyncLeaders
 from flotta._async.primitives import sleep
+from flotta._async.scans import AsyncPager, AsyncScan
 from flotta.errors import FlottaError, InvalidArgumentError
-from flotta.messages import Response, entry_of, raise_in_doubt, request_of, result_of, version_of
+from flotta.messages import Response, entry_of, raise_in_doubt, raise_unless_ok, request_of, result_of, version_of
 from flotta.models import Consistency, Delete, Entry, Get, Operation, Put
 from flotta.patience import Patience
+from flotta.scan_messages import check_sizes, scan_request
 
 
 class AsyncClient:
@@ -155,6 +157,61 @@ class AsyncClient:
             waiting = limited
             await sleep(patience.next_pause_s())
         return results
+
+    def scan(
+        self,
+        prefix: str | bytes = b"",
+        *,
+        start: str | bytes = b"",
+        end: str | bytes = b"",
+        reverse: bool = False,
+        limit: int = 0,
+        keys_only: bool = False,
+        consistency: Consistency = Consistency.STRONG,
+        max_staleness_ms: int = 0,
+        page_size: int = 0,
+        token: bytes = b"",
+        timeout_ms: int | None = None,
+    ) -> AsyncScan:
+        """The entries whose keys begin with `prefix` and lie in [start, end), in the order of their keys. `reverse`:
+        the greatest first. `limit`: so many at most; 0: all. `keys_only`: with empty values.
+
+        Rows are got a page at a time, of `page_size` entries at most (0: as many as the gateway likes), while you
+        iterate. Within a page each shard is seen in one state; different shards, and different pages, at different
+        times. `token`: of a page, to go on behind it. `timeout_ms` is for each page.
+        """
+        check_sizes(limit, page_size)
+        request = scan_request(
+            prefix, start, end, reverse=reverse, consistency=consistency, max_staleness_ms=max_staleness_ms
+        )
+        request.keys_only, request.page_token = keys_only, token
+        return AsyncScan(self._pager(timeout_ms), request, limit, page_size)
+
+    async def count(
+        self,
+        prefix: str | bytes = b"",
+        *,
+        start: str | bytes = b"",
+        end: str | bytes = b"",
+        consistency: Consistency = Consistency.STRONG,
+        max_staleness_ms: int = 0,
+        timeout_ms: int | None = None,
+    ) -> int:
+        """How many keys a scan of that range would show; the nodes count them. `timeout_ms` is for each page."""
+        request = scan_request(prefix, start, end, consistency=consistency, max_staleness_ms=max_staleness_ms)
+        request.count_only = True
+        pager = self._pager(timeout_ms)
+        total = 0
+        while True:
+            response = await pager.ask(request)
+            raise_unless_ok(response.status)
+            total += response.count
+            if not response.next_page_token:
+                return total
+            request.page_token = response.next_page_token
+
+    def _pager(self, timeout_ms: int | None) -> AsyncPager:
+        return AsyncPager(self._cluster, self._timeout_ms if timeout_ms is None else timeout_ms)
 
     async def _call(self, operation: Operation, timeout_ms: int | None) -> Response:
         """What became of it; asked until that is known, as long as that is safe and the time lasts."""

@@ -56,6 +56,11 @@ class AsyncGateways:
             raise InternalError(f"the gateway gave {len(answer.results)} results for {len(requests)} operations")
         return [response_of(result) for result in answer.results]
 
+    async def scan(self, request: kv_pb2.ScanRequest, patience: Patience) -> kv_pb2.ScanResponse:
+        """What a gateway said to the request for a page."""
+        response: kv_pb2.ScanResponse = await self._exchange(KvStub, "Scan", request, True, patience)
+        return response
+
     async def _exchange(
         self, stub: Callable[[Channel], Any], method: str, request: Message, safe: bool, patience: Patience
     ) -> Any:

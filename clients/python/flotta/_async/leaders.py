@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
+from flotta_proto.flotta.kv_pb2 import ScanRequest, ScanResponse
 from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.tls import Tls
 
@@ -20,7 +21,7 @@ from flotta._async.channels import AsyncChannels
 from flotta._async.map_watch import AsyncMapWatch
 from flotta._async.node_stream import AsyncNodeStream
 from flotta._async.primitives import Lock, run_all, sleep
-from flotta.errors import UnavailableError
+from flotta.errors import InvalidArgumentError, UnavailableError
 from flotta.messages import Request, Response
 from flotta.patience import Patience
 from flotta.routing import Item, Outcome, Step, item_of, settle
@@ -78,6 +79,10 @@ class AsyncLeaders:
                     self.map.fetch_soon()
                 await sleep(patience.next_pause_s())
         return [item.response for item in items if item.response is not None]
+
+    async def scan(self, request: ScanRequest, patience: Patience) -> ScanResponse:
+        """Putting pages together is the gateways' work."""
+        raise InvalidArgumentError('a smart client has no scan; use a client of a gateway for it: Client("host:7000")')
 
     async def _need_map(self, patience: Patience) -> None:
         """Wait for the first map; raises UnavailableError when there is none in time."""

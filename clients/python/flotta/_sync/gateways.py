@@ -57,6 +57,11 @@ class Gateways:
             raise InternalError(f"the gateway gave {len(answer.results)} results for {len(requests)} operations")
         return [response_of(result) for result in answer.results]
 
+    def scan(self, request: kv_pb2.ScanRequest, patience: Patience) -> kv_pb2.ScanResponse:
+        """What a gateway said to the request for a page."""
+        response: kv_pb2.ScanResponse = self._exchange(KvStub, "Scan", request, True, patience)
+        return response
+
     def _exchange(
         self, stub: Callable[[Channel], Any], method: str, request: Message, safe: bool, patience: Patience
     ) -> Any:

@@ -6,6 +6,7 @@ that are not there is most of the price of a request.
 
 from __future__ import annotations
 
+from flotta_proto.flotta.kv_pb2 import ScanRequest
 from flotta_proto.flotta.storage_pb2 import DELETE, GET, PUT, Operation
 from flotta_proto.kvdb.gateway_pb2 import DeleteRequest, GetRequest, PutRequest, RequestContext
 from flotta_runtime import trace_context
@@ -14,6 +15,8 @@ from flotta_gateway.core import validation
 from flotta_gateway.core.validation import KEY_BYTES_MAX, Limits
 
 Request = GetRequest | PutRequest | DeleteRequest
+Asked = Request | ScanRequest
+"""What a client may be held to a rate of."""
 
 
 def operation_of(request: Request, limits: Limits) -> Operation:

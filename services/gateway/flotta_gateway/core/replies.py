@@ -81,6 +81,11 @@ def delete_response(_key: bytes, reply: storage.Reply) -> bytes:
     return _done(reply.shard_id) + response.SerializeToString()
 
 
+def scan_part(_key: bytes, reply: storage.Reply) -> bytes:
+    """What a shard found, behind a status."""
+    return _done(reply.shard_id) + reply.value
+
+
 @lru_cache(maxsize=4096)
 def _done(shard_id: str) -> bytes:
     """What every response of a shard begins with, whichever request it answers: `status` is field 1 of them all.
@@ -94,23 +99,28 @@ SUCCESS: dict[int, Callable[[bytes, storage.Reply], bytes]] = {
     storage.GET: get_response,
     storage.PUT: put_response,
     storage.DELETE: delete_response,
+    storage.SCAN: scan_part,
 }
-MESSAGE: dict[int, type[gateway.GetResponse] | type[gateway.PutResponse] | type[gateway.DeleteResponse]] = {
+Answer = gateway.GetResponse | gateway.PutResponse | gateway.DeleteResponse | storage.ScanPart
+MESSAGE: dict[int, type[Answer]] = {
     storage.GET: gateway.GetResponse,
     storage.PUT: gateway.PutResponse,
     storage.DELETE: gateway.DeleteResponse,
+    storage.SCAN: storage.ScanPart,
 }
 
 
 def failure_response(kind: int, failure: Failure) -> bytes:
     """The response to a request that was not done, or perhaps not."""
-    response = MESSAGE[kind](
-        status=gateway.Status(
-            code=cast("gateway.Status.Code.ValueType", int(failure.code)),
-            message=failure.message,
-            leader_hint=failure.leader_hint or failure.new_node_hint,
-            shard_id=failure.shard_id,
-            retry_after_ms=failure.retry_after_ms or (RETRY_AFTER_MS if failure.code in _PASSES else 0),
-        )
+    return MESSAGE[kind](status=failure_status(failure)).SerializeToString()
+
+
+def failure_status(failure: Failure) -> gateway.Status:
+    """What a client is told of a failure."""
+    return gateway.Status(
+        code=cast("gateway.Status.Code.ValueType", int(failure.code)),
+        message=failure.message,
+        leader_hint=failure.leader_hint or failure.new_node_hint,
+        shard_id=failure.shard_id,
+        retry_after_ms=failure.retry_after_ms or (RETRY_AFTER_MS if failure.code in _PASSES else 0),
     )
-    return response.SerializeToString()

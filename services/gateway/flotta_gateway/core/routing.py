@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from flotta_proto.flotta.storage_pb2 import GET, Operation
+from flotta_proto.flotta.storage_pb2 import GET, SCAN, Operation
 from flotta_proto.kvdb.gateway_pb2 import EVENTUAL, LOW_LATENCY, READ_YOUR_WRITES
 
 from flotta_gateway.core.shard_map import Route
@@ -17,7 +17,7 @@ from flotta_gateway.core.shard_map import Route
 def any_replica_may_serve(operation: Operation) -> bool:
     """EVENTUAL reads; but reading one's own writes without naming the revision needs the leader."""
     return (
-        operation.kind == GET
+        operation.kind in (GET, SCAN)
         and operation.consistency == EVENTUAL
         and (operation.read_mode != READ_YOUR_WRITES or operation.session_revision > 0)
     )

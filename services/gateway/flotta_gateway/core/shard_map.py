@@ -79,6 +79,13 @@ class ShardMap:
         """The route of a key; None when its shard is not in the map."""
         return self.routes[key_hash(key) % self.num_shards] if self.num_shards else None
 
+    def route_at(self, index: int) -> Route | None:
+        """The route of the shard with that place among all; also of one that no key is routed to yet."""
+        if index < len(self.routes):
+            return self.routes[index]
+        record = self.shards.get(f"shard-{index}")
+        return _route(record, self.nodes) if record is not None else None
+
     def routes_of(self, keys: Sequence[bytes]) -> list[Route | None]:
         """The routes of many keys, hashed in one go."""
         count, routes = self.num_shards, self.routes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flotta_proto.flotta.kv_pb2 import ScanRequest
 from flotta_proto.kvdb.gateway_pb2 import (
     READ_YOUR_WRITES,
     Consistency,
@@ -14,6 +15,7 @@ from flotta_proto.kvdb.gateway_pb2 import (
     GetRequest,
     PutRequest,
     ReadMode,
+    ReadOptions,
     RequestContext,
     WriteDurability,
     WriteOptions,
@@ -44,12 +46,23 @@ def check_get(request: GetRequest) -> None:
     if request.HasField("ctx"):
         _check_context(request.ctx)
     if request.HasField("options"):
-        options = request.options
-        _check_enum("options.consistency", options.consistency, _CONSISTENCIES)
-        _check_enum("options.read_mode", options.read_mode, _READ_MODES)
-        if options.session_revision and options.read_mode != READ_YOUR_WRITES:
+        _check_read(request.options)
+        if request.options.session_revision and request.options.read_mode != READ_YOUR_WRITES:
             raise InvalidArgument(
                 "options.session_revision needs options.read_mode READ_YOUR_WRITES; without it, it would not be kept",
+                field="options.session_revision",
+            )
+
+
+def check_scan_options(request: ScanRequest) -> None:
+    """Raise InvalidArgument for a Scan whose context or options can never be served."""
+    if request.HasField("ctx"):
+        _check_context(request.ctx)
+    if request.HasField("options"):
+        _check_read(request.options)
+        if request.options.session_revision:
+            raise InvalidArgument(
+                "options.session_revision belongs to one shard, and a scan reads them all; leave it 0",
                 field="options.session_revision",
             )
 
@@ -98,6 +111,11 @@ def _check_key(key: bytes) -> None:
         raise InvalidArgument(
             f"key is {len(key)} bytes long; the limit is {KEY_BYTES_MAX}", field="key", limit=KEY_BYTES_MAX
         )
+
+
+def _check_read(options: ReadOptions) -> None:
+    _check_enum("options.consistency", options.consistency, _CONSISTENCIES)
+    _check_enum("options.read_mode", options.read_mode, _READ_MODES)
 
 
 def _check_write(ctx: RequestContext, options: WriteOptions) -> None:
