@@ -1,6 +1,6 @@
 # Flotta: `make up` runs everything, `make test` proves it, `make help` lists the rest.
 #
-# Sizes and ports come from the environment: N_COORDINATORS N_NODES N_GATEWAYS NUM_SHARDS RF
+# Sizes, zones and ports come from the environment: N_COORDINATORS N_NODES ZONES (a,b,c) N_GATEWAYS NUM_SHARDS RF
 # COORDINATOR_BASE_PORT NODE_BASE_PORT GATEWAY_PORT ADMIN_PORT DATA_DIR LOG_DIR.
 
 SHELL := /bin/bash
@@ -14,7 +14,7 @@ NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*' -not 
 PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
 
 .PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
-	test test-python test-native sim sim-planted bench bench-full soak profile overload fuzz compose-test proto sync-client docs wheels
+	test test-python test-native sim sim-planted bench bench-full k6-gateway-bench k6-admin-bench ghz-gateway-bench vegeta-admin-bench soak profile overload fuzz compose-test proto sync-client docs wheels
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -109,6 +109,22 @@ bench: build ## Put/Get beside etcd and Redis in alternating rounds of one run, 
 bench-full: build ## all parts: also batches, shards, values, nodes, saturation, start-up, fail-over (an hour; PARTS=a,b: only these)
 	scripts/setup_bench.sh
 	$(PYTHON) bench/benchmark.py $(if $(PARTS),--parts $(PARTS),--full)
+
+k6-gateway-bench: build ## k6, KvDB's mix: up to 50 clients, 20 % writes, thresholds (50 s); GATEWAY=host:port: another cluster than its own
+	@scripts/go_tools.sh k6
+	@$(PYTHON) bench/load_tools.py k6-gateway
+
+k6-admin-bench: build ## k6, KvDB's admin loop: up to 25 operators, all 2xx (40 s); ADMIN=http://host:port ADMIN_API_KEY=…: another cluster
+	@scripts/go_tools.sh k6
+	@$(PYTHON) bench/load_tools.py k6-admin
+
+ghz-gateway-bench: build ## ghz, KvDB's shape: 20,000 puts, then gets, of one key, c=50; GATEWAY=host:port
+	@scripts/go_tools.sh ghz
+	@$(PYTHON) bench/load_tools.py ghz-gateway
+
+vegeta-admin-bench: build ## vegeta, KvDB's rate: 300 reads a second for 30 s; ADMIN=http://host:port ADMIN_API_KEY=…
+	@scripts/go_tools.sh vegeta
+	@$(PYTHON) bench/load_tools.py vegeta-admin
 
 soak: build ## MINUTES=10 at half of capacity: memory, files, threads and tasks must not grow, and every write must be there
 	scripts/setup_bench.sh

@@ -148,11 +148,12 @@ def shuffled_keys(count: int, seed: int) -> list[bytes]:
     return [KEY_FORMAT % number for number in order]
 
 
-def ghz_path() -> str:
-    found = shutil.which("ghz")
+def go_tool(name: str) -> str:
+    """Where a program is that scripts/go_tools.sh installs."""
+    found = shutil.which(name)
     if found is None:
         asked = subprocess.run(["go", "env", "GOPATH"], capture_output=True, text=True, check=True)
-        found = f"{asked.stdout.strip()}/bin/ghz"
+        found = f"{asked.stdout.strip()}/bin/{name}"
     return found
 
 
@@ -162,7 +163,7 @@ def ghz(target: Target, work: Work, folder: Path) -> Load:
     data = folder / "ghz-data.json"
     data.write_text(json.dumps(bodies))
     command = [
-        *(ghz_path(), "--insecure", "--call", dialect.method, "-D", str(data)),
+        *(go_tool("ghz"), "--insecure", "--call", dialect.method, "-D", str(data)),
         *(("--proto", str(dialect.proto)) if dialect.proto else ()),
         *("-n", str(work.calls), "-c", str(work.concurrency), "--connections", str(work.connections)),
         *("--disable-template-data", "--disable-template-functions", "--timeout", "10s", "-O", "json"),

@@ -17,10 +17,7 @@ if [ ${#packages[@]} -gt 0 ]; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
-if ! command -v ghz >/dev/null 2>&1 && [ ! -x "$(go env GOPATH)/bin/ghz" ]; then
-    command -v go >/dev/null 2>&1 || { echo "the benchmark needs Go, for ghz" >&2; exit 1; }
-    go install github.com/bojand/ghz/cmd/ghz@v0.121.0
-fi
+scripts/go_tools.sh ghz
 if [ -x .venv/bin/python ] && [ ! -x .venv/bin/py-spy ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check py-spy==0.4.3
 fi

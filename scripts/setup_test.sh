@@ -26,10 +26,4 @@ if [ ${#packages[@]} -gt 0 ]; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
-if ! command -v grpcurl >/dev/null 2>&1 && [ ! -x "$(go env GOPATH 2>/dev/null)/bin/grpcurl" ]; then
-    command -v go >/dev/null 2>&1 || { echo "the tests need Go, for grpcurl" >&2; exit 1; }
-    go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
-fi
-if ! command -v ghz >/dev/null 2>&1 && [ ! -x "$(go env GOPATH)/bin/ghz" ]; then
-    go install github.com/bojand/ghz/cmd/ghz@v0.121.0
-fi
+"$(dirname "$0")/go_tools.sh" grpcurl ghz
