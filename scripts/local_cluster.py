@@ -38,6 +38,7 @@ class Layout:
 
     coordinators: int
     nodes: int
+    zones: tuple[str, ...]  # dealt out to the nodes, over and over
     gateways: int
     admin: bool
     shards: int
@@ -56,6 +57,7 @@ class Layout:
         return cls(
             coordinators=_number("N_COORDINATORS", 3, 1, 5),
             nodes=nodes,
+            zones=tuple(os.environ.get("ZONES", "local").split(",")),
             gateways=_number("N_GATEWAYS", 1, 0, 16),
             admin=os.environ.get("START_ADMIN", "true").lower() != "false",
             shards=_number("NUM_SHARDS", 8, 1, 4096),
@@ -122,7 +124,8 @@ def members(layout: Layout) -> list[Member]:
     for n in range(1, layout.nodes + 1):
         address = layout.node_address(n)
         arguments = (
-            *("--node-id", f"node-{n}", "--listen", address, "--advertise", address, "--zone", "local"),
+            *("--node-id", f"node-{n}", "--listen", address, "--advertise", address),
+            *("--zone", layout.zones[(n - 1) % len(layout.zones)]),
             *("--coordinators", layout.coordinator_list, "--data-dir", str(layout.data / f"node-{n}")),
         )
         found.append(Member(f"node-{n}", "flotta_storage", layout.node_port + n - 1, arguments))

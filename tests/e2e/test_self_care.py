@@ -1,14 +1,17 @@
 """A real cluster that looks after itself under load: nodes die for good, join and leave, and nobody lifts a finger.
 
-Every test prints the decisions that the coordinator gave as its reasons, and ends with all replicas equal and every
-acknowledged write there.
+Every test prints its timeline, what it did and every decision with the coordinator's reason, and ends with all replicas
+equal and every acknowledged write there.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,41 @@ HASTE = {
 }
 
 
+@dataclass
+class Scene:
+    """A cluster with a planner in a hurry, a load for it, and what the test did to it, and when."""
+
+    cluster: ProcessCluster
+    load: Load
+    deeds: list[tuple[float, float, str]] = field(default_factory=list)
+
+    def note(self, deed: str) -> None:
+        self.deeds.append((time.time() * 1000, time.monotonic(), deed))
+
+    async def tell(self) -> None:
+        """Print the timeline: deeds and decisions, in ms since the first decision."""
+        made = await decisions(self.cluster)
+        lines = [(one["time_ms"], f"{one['kind']:<20} {one['reason']}") for one in made]
+        for at_ms, moment, deed in self.deeds:
+            silence = self.load.gap_after(moment, self.load.keys)
+            lines.append((at_ms, f"{'(the test)':<20} {deed}; longest silence of a writer then: {silence:.2f} s"))
+        for at_ms, line in sorted(lines):
+            print(f"{at_ms - made[0]['time_ms']:>8.0f} ms  {line}")
+
+    async def finish(self) -> None:
+        await self.tell()
+        checked = await self.load.verify(self.cluster.gateway_address(1))
+        await replicas_equal(self.cluster)
+        print(f"{self.load.total()} acknowledged writes, {checked} keys read back, none lost")
+        print(f"calls that were not acknowledged: {len(self.load.failures)} {self.load.failures[:3]}")
+
+
 @asynccontextmanager
-async def hasty(folder: Path, nodes: int) -> AsyncIterator[tuple[ProcessCluster, Load]]:
-    """A cluster with a planner in a hurry, and a load for it."""
-    async with running(folder, nodes=nodes, shards=SHARDS, gateways=2, settings=HASTE) as cluster:
+async def hasty(folder: Path, nodes: int, zones: str = "local") -> AsyncIterator[Scene]:
+    settings = {**HASTE, "ZONES": zones}
+    async with running(folder, nodes=nodes, shards=SHARDS, gateways=2, settings=settings) as cluster:
         addresses = [cluster.gateway_address(1), cluster.gateway_address(2)]
-        await until(lambda: spread(cluster), "replicas and leaderships are spread over all nodes")
-        yield cluster, Load(addresses, [b"key %d" % n for n in range(12)])
+        yield Scene(cluster, Load(addresses, [b"key %d" % n for n in range(12)]))
 
 
 async def decisions(cluster: ProcessCluster, **query: str) -> list[dict[str, Any]]:
@@ -42,14 +73,6 @@ async def decisions(cluster: ProcessCluster, **query: str) -> list[dict[str, Any
     assert status == 200, body
     found: list[dict[str, Any]] = body["decisions"]
     return found
-
-
-async def tell(cluster: ProcessCluster) -> None:
-    """Print the timeline of what the planner did."""
-    made = await decisions(cluster)
-    for one in made:
-        if one["kind"] not in ("shard-created", "shard-leader", "shard-members"):
-            print(f"{one['time_ms'] - made[0]['time_ms']:>7} ms  {one['kind']:<20} {one['reason']}")
 
 
 async def at_rest(cluster: ProcessCluster) -> dict[str, Any] | None:
@@ -69,48 +92,94 @@ async def spread(cluster: ProcessCluster) -> dict[str, Any] | None:
     return shards if level and set(held) <= set(nodes) else None
 
 
-async def finish(cluster: ProcessCluster, load: Load) -> None:
-    await tell(cluster)
-    await load.verify(cluster.gateway_address(1))
-    await replicas_equal(cluster)
-    print(f"{load.total()} acknowledged writes; calls that were not: {len(load.failures)}")
-
-
 async def test_a_node_that_dies_is_replaced_under_load_and_gets_its_share_when_it_comes_back(tmp_path: Path) -> None:
-    async with hasty(tmp_path, 4) as (cluster, load):
+    async with hasty(tmp_path, 4) as scene:
+        cluster, load = scene.cluster, scene.load
+        await until(lambda: spread(cluster), "replicas and leaderships are spread over all nodes")
         async with under_load(load):
             await acks_grow(load, load.keys)
             before = await cluster.shards()
             known = (await decisions(cluster))[-1]["number"]
             victim = before["shard-1"]["leader"]
+            scene.note(f"kills {victim} for good")
             cluster.kill(victim)
             cluster.gone.add(victim)
-
-            async def replaced() -> bool:
-                shards = await at_rest(cluster)
-                return shards is not None and all(
-                    len(set(one["replicas"]) - {victim}) == 3 and one["leader"] != victim for one in shards.values()
-                )
-
-            await until(replaced, f"every shard has three replicas without {victim}", 60)
+            await until(lambda: whole_without(cluster, victim), f"every shard has three replicas without {victim}", 60)
+            scene.note("sees that every shard has three replicas again")
             _, told = await cluster.admin("GET", "/admin/shards/shard-1/explain")
             assert told["health"] == "HEALTHY", told
             await acks_grow(load, load.keys)
         held = {name for name, one in before.items() if victim in one["replicas"]}
-        moves = [one for one in await decisions(cluster, after=str(known)) if one["kind"] == "shard-move"]
+        moves = await moves_after(cluster, known)
         replaced_ones = {one["subject"] for one in moves if f"{victim} is DEAD for" in one["reason"]}
         assert replaced_ones == held, moves
         cluster.gone.clear()
         async with under_load(load):
+            scene.note(f"starts {victim} again")
             await cluster.command("start", victim)
-
-            async def back() -> bool:
-                shards = await spread(cluster)
-                return shards is not None and any(victim in one["replicas"] for one in shards.values())
-
-            await until(back, f"{victim} is back, and has its share", 60)
+            await until(lambda: share_of(cluster, victim), f"{victim} is back, and has its share", 60)
             await acks_grow(load, load.keys)
-        await finish(cluster, load)
+        await scene.finish()
+
+
+async def whole_without(cluster: ProcessCluster, victim: str) -> bool:
+    shards = await at_rest(cluster)
+    return shards is not None and all(
+        len(set(one["replicas"]) - {victim}) == 3 and one["leader"] != victim for one in shards.values()
+    )
+
+
+async def share_of(cluster: ProcessCluster, node_id: str) -> bool:
+    """Replicas and leaderships are spread over all nodes, this one too."""
+    shards = await spread(cluster)
+    return shards is not None and any(node_id in one["replicas"] for one in shards.values())
+
+
+async def moves_after(cluster: ProcessCluster, number: int) -> list[dict[str, Any]]:
+    return [one for one in await decisions(cluster, after=str(number)) if one["kind"] == "shard-move"]
+
+
+async def test_replicas_lie_in_different_zones_and_a_lost_zone_is_stood_in_for_until_it_is_back(tmp_path: Path) -> None:
+    zones = {"node-1": "east", "node-2": "west", "node-3": "north", "node-4": "east"}
+    async with hasty(tmp_path, 4, zones="east,west,north") as scene:
+        cluster, load = scene.cluster, scene.load
+
+        async def one_a_zone() -> bool:
+            shards = await at_rest(cluster) or {}
+            return bool(shards) and all(
+                {zones[n] for n in one["replicas"]} == set(zones.values()) for one in shards.values()
+            )
+
+        await until(one_a_zone, "every shard has a replica in each zone")
+        _, nodes = await cluster.admin("GET", "/admin/nodes")
+        assert {one["node_id"]: one["zone"] for one in nodes} == zones
+        assert await moves_after(cluster, 0) == [], "they were not put there to begin with"
+        async with under_load(load):
+            await acks_grow(load, load.keys)
+            known = (await decisions(cluster))[-1]["number"]
+            scene.note("kills node-2, all there is of zone west")
+            cluster.kill("node-2")
+            cluster.gone.add("node-2")
+            await until(lambda: whole_without(cluster, "node-2"), "every shard has three replicas without node-2", 60)
+            await acks_grow(load, load.keys)
+        moves = await moves_after(cluster, known)
+        assert {one["subject"] for one in moves} == set(await cluster.shards())
+        for one in moves:
+            stands_in = (
+                rf"node-2 \(zone west\) is DEAD for .*, so {one['subject']} gets a replica on node-[14] \(zone east\)"
+            )
+            assert re.match(stands_in, one["reason"]), one
+        known = (await decisions(cluster))[-1]["number"]
+        cluster.gone.clear()
+        async with under_load(load):
+            scene.note("starts node-2 again")
+            await cluster.command("start", "node-2")
+            await until(one_a_zone, "every shard has a replica in each zone again", 60)
+            await acks_grow(load, load.keys)
+        reasons = [one["reason"] for one in await moves_after(cluster, known)]
+        goes_back = "has replicas that share a zone: the one on node-"
+        assert reasons and all(goes_back in reason and "node-2 (zone west)" in reason for reason in reasons), reasons
+        await scene.finish()
 
 
 async def ended(cluster: ProcessCluster, order: tuple[int, Any]) -> dict[str, Any]:
@@ -129,20 +198,20 @@ async def ended(cluster: ProcessCluster, order: tuple[int, Any]) -> dict[str, An
 
 
 async def test_a_new_node_gets_its_share_and_a_drain_goes_on_when_its_coordinator_dies(tmp_path: Path) -> None:
-    async with hasty(tmp_path, 3) as (cluster, load):
+    async with hasty(tmp_path, 3) as scene:
+        cluster, load = scene.cluster, scene.load
         async with under_load(load):
             await acks_grow(load, load.keys)
+            scene.note("adds a node")
             added = await cluster.add_node()
-
-            async def shared() -> bool:
-                shards = await spread(cluster)
-                return shards is not None and any(added in one["replicas"] for one in shards.values())
-
-            await until(shared, f"{added} has its share", 60)
+            await until(lambda: share_of(cluster, added), f"{added} has its share", 60)
+            scene.note(f"sees that {added} holds and leads as much as the others, or one less or more; drains node-1")
             order = await cluster.admin("POST", "/admin/nodes/node-1/drain")
             leader = await cluster.coordinator_leader()
+            scene.note(f"kills {leader}, which leads the coordinators")
             cluster.kill(leader)  # another one goes on with the drain
             over = await ended(cluster, order)
+            scene.note("sees that the drain is done")
             await cluster.command("start", leader)
             assert (over["status"], over["steps_done"]) == ("DONE", over["steps_total"]), over
             assert all("node-1" not in one["replicas"] for one in (await cluster.shards()).values())
@@ -154,27 +223,31 @@ async def test_a_new_node_gets_its_share_and_a_drain_goes_on_when_its_coordinato
             cluster.kill("node-1")
             cluster.gone.add("node-1")
             await acks_grow(load, load.keys)
-        await finish(cluster, load)
+        await scene.finish()
         assert load.failures == []
 
 
 async def test_the_replication_factor_changes_while_the_cluster_serves(tmp_path: Path) -> None:
-    async with hasty(tmp_path, 3) as (cluster, load):
+    async with hasty(tmp_path, 3) as scene:
+        cluster, load = scene.cluster, scene.load
         async with under_load(load):
             await acks_grow(load, load.keys)
             for wanted in (2, 3):
+                scene.note(f"wants {wanted} replicas of each shard")
                 order = await cluster.admin("POST", "/admin/cluster/replication-factor", {"replication_factor": wanted})
                 assert (await ended(cluster, order))["outcome"] == f"every shard of default has {wanted} replicas"
                 assert {len(one["replicas"]) for one in (await cluster.shards()).values()} == {wanted}
                 await acks_grow(load, load.keys)
-        await finish(cluster, load)
+        await scene.finish()
         assert load.failures == []
 
 
 async def test_a_rebalance_undoes_what_was_placed_by_hand(tmp_path: Path) -> None:
-    async with hasty(tmp_path, 4) as (cluster, load):
+    async with hasty(tmp_path, 4) as scene:
+        cluster, load = scene.cluster, scene.load
         async with under_load(load):
             await acks_grow(load, load.keys)
+            scene.note("places every shard on nodes 1 to 3")
             for shard_id in await cluster.shards():
                 chosen = ["node-1", "node-2", "node-3"]
                 status, _ = await cluster.admin("POST", f"/admin/shards/{shard_id}/replicas", chosen)
@@ -185,8 +258,9 @@ async def test_a_rebalance_undoes_what_was_placed_by_hand(tmp_path: Path) -> Non
                 return bool(shards) and all("node-4" not in one["replicas"] for one in shards.values())
 
             await until(placed, "all shards are where they were placed", 60)
+            scene.note("orders a rebalance")
             over = await ended(cluster, await cluster.admin("POST", "/admin/cluster/rebalance"))
             assert over["status"] == "DONE", over
             assert await spread(cluster), await cluster.shards()
-        await finish(cluster, load)
+        await scene.finish()
         assert load.failures == []

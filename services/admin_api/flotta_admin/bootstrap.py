@@ -139,7 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--admin", default="http://127.0.0.1:8089", help="base URL of the admin service")
     parser.add_argument("--nodes", type=node_list, required=True, help="node-1=host:port,…")
-    parser.add_argument("--zone", default="local")
+    parser.add_argument("--zone", default="", help="of all of them; unset: what each node says of itself")
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--rf", type=int, default=3, help="replication factor")
     parser.add_argument("--timeout-s", type=float, default=60)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from flotta_coordinator.core import commands
 from flotta_coordinator.core.codec import decode, encode, to_plain
 from flotta_coordinator.core.deltas import Change, History
@@ -213,15 +215,34 @@ def test_a_delta_holds_exactly_what_changed(
     assert delta.partitioning == any(partitioning for _, _, partitioning in later)
 
 
-@given(st.integers(1, 9), st.integers(1, 60), st.integers(1, 9))
-def test_placement_is_even_and_distinct(node_count: int, num_shards: int, replication_factor: int) -> None:
+@given(st.integers(1, 9), st.integers(1, 60), st.integers(1, 9), st.booleans())
+def test_placement_is_even_and_distinct(
+    node_count: int, num_shards: int, replication_factor: int, zone_each: bool
+) -> None:
+    """KvDB's round robin, whether the nodes share one zone or have one each."""
     names = sorted(f"n{number}" for number in range(node_count))
-    placed = place(names, num_shards, replication_factor)
+    zones = {name: f"zone of {name}" if zone_each else "local" for name in names}
+    placed = place(names, num_shards, replication_factor, zones)
     copies = min(replication_factor, node_count)
+    ring = [*names, *names]
+    assert placed == [tuple(ring[shard % node_count :][:copies]) for shard in range(num_shards)]
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), st.integers(1, 60), st.integers(1, 9))
+def test_placement_uses_as_many_zones_as_there_are(where: list[str], num_shards: int, replication_factor: int) -> None:
+    zones = {f"n{number}": zone for number, zone in enumerate(where)}
+    sizes = Counter(where)
+    placed = place(sorted(zones), num_shards, replication_factor, zones)
     assert len(placed) == num_shards
-    assert all(len(set(chosen)) == copies for chosen in placed)
-    leads = [sum(chosen[0] == name for chosen in placed) for name in names]
-    assert max(leads) - min(leads) <= 1
+    for chosen in placed:
+        assert len(set(chosen)) == len(chosen) == min(replication_factor, len(where))
+        used = Counter(zones[node_id] for node_id in chosen)
+        # A zone has as many as any other, or one less, unless all of its nodes have a replica.
+        assert all(used[zone] >= max(used.values()) - 1 or used[zone] == size for zone, size in sizes.items()), placed
+    held = Counter(node_id for chosen in placed for node_id in chosen)
+    for zone in sizes:
+        shares = [held[node_id] for node_id in zones if zones[node_id] == zone]
+        assert max(shares) - min(shares) <= 1, (zone, held)
 
 
 def test_a_rejected_command_leaves_the_very_same_state() -> None:

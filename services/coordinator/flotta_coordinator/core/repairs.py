@@ -104,7 +104,7 @@ class Repairs:
             have, more = count(len(shard.members), "replica"), f"{len(coming)} more"
             return f"{shard.shard_id} has {have}, the replication factor is {shard.wanted}: it gets {more}, on {where}"
         leaving = need.leaving[: len(coming)]
-        who = " and ".join(leaving)
+        who = " and ".join(board.where(node_id) for node_id in leaving)
         if need.purpose is Purpose.DRAIN:
             return f"{who} is being drained, so {shard.shard_id} moves from there to {where}"
         node = board.nodes[leaving[0]]

@@ -19,7 +19,7 @@ from flotta_coordinator.core.commands import (
     ShardReport,
 )
 from flotta_coordinator.core.draft import REPLICA_SEQUENCE_BITS, Draft
-from flotta_coordinator.core.placement import awaited, candidates, place
+from flotta_coordinator.core.placement import awaited, candidates, place, shared_zones
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
 from flotta_coordinator.core.state import (
     DEFAULT_TABLE,
@@ -52,12 +52,16 @@ def init_shards(draft: Draft, command: InitShards) -> Applied:
         if copies < command.replication_factor
         else ""
     )
+    zones = {node_id: draft.base.nodes[node_id].zone for node_id in node_ids}
+    order = "round robin over"
+    if shared_zones(zones.values()):
+        order = f"spread over the zones {', '.join(sorted(set(zones.values())))}, on"
     draft.decide(
         "table-created",
         DEFAULT_TABLE,
-        f"{command.num_shards} shards of {copies} replicas{capped}, round robin over {', '.join(node_ids)}",
+        f"{command.num_shards} shards of {copies} replicas{capped}, {order} {', '.join(node_ids)}",
     )
-    for index, chosen in enumerate(place(node_ids, command.num_shards, command.replication_factor)):
+    for index, chosen in enumerate(place(node_ids, command.num_shards, command.replication_factor, zones)):
         birth = tuple(draft.new_replica(draft.node(node_id)) for node_id in chosen)
         shard = Shard(
             shard_id=shard_name(index),
