@@ -156,9 +156,11 @@ class Coordinators:
             await self.apps.pop(name).stop()
 
     async def close(self) -> None:
+        """All at once, each waiting for its own streams only."""
         for client in self._clients.values():
             await client.close()
-        await self.stop()
+        apps, self.apps = list(self.apps.values()), {}
+        await asyncio.gather(*(app.stop() for app in apps))
 
     def client(self, name: str) -> Client:
         if name not in self._clients:

@@ -157,11 +157,14 @@ class World:
             self.progress(**progress)
             self.tick()
 
-    def converge(self, rounds_max: int) -> int:
-        """Rounds until there is nothing more to do, and nothing in flight."""
+    def converge(
+        self, rounds_max: int, watch: Callable[[tuple[commands.Command, ...]], None] = lambda decided: None
+    ) -> int:
+        """Rounds until there is nothing more to do, and nothing in flight. `watch` sees what each of them decided."""
         quiet = 0
         for number in range(rounds_max):
             decided = self.round()
+            watch(decided)
             self.progress()
             if decided or self.movable_in_flight():
                 quiet = 0

@@ -216,13 +216,14 @@ def test_a_drained_node_is_left_by_its_leaderships_then_by_its_replicas(
     world.moves.clear()
     for node_id in gone:
         world.do(commands.DrainNode(node_id, True))
-    for _ in range(400):
-        for command in world.round():
+
+    def leaders_go_first(decided: tuple[commands.Command, ...]) -> None:
+        for command in decided:
             if isinstance(command, commands.MoveShard) and command.purpose is Purpose.DRAIN and factor > 1:
                 shard = world.state.shards[command.shard_id]
                 assert shard.leader in command.nodes, "a replica left that still leads"
-        world.progress()
-        world.tick()
+
+    world.converge(rounds_max=400, watch=leaders_go_first)
     assert all(world.held()[node_id] == 0 for node_id in gone), world.held()
     assert sum(move.purpose is Purpose.DRAIN for move in world.moves) == held
     assert len(world.moves) - held <= 2, "the rest was levelled for nothing"

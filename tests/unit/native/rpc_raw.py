@@ -30,6 +30,8 @@ class Raw:
 
     def __init__(self, port: int, *, window: int = (1 << 31) - 1, attentive: bool = True, read: bool = True) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        # Else each frame sent after another waits for the other side's delayed acknowledgement, 40 ms.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.attentive, self.reads = attentive, read
         self.headers: dict[int, list[dict[str, str]]] = {}
         self.data: dict[int, bytes] = {}
