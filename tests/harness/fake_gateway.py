@@ -111,6 +111,7 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
             status=gw.Status(code=gw.Status.OK, shard_id="shard-0"),
             kv=row,
             revision=self.version,
+            shard_count=1,
             guarantee=gw.BOUNDED if weak else gw.LINEARIZABLE,
         )
         if request.head_only:
@@ -152,10 +153,12 @@ class FakeGateway(gateway_pb2_grpc.KvGatewayServicer, kv_pb2_grpc.KvServicer):
             update_time_ms=1000 + self.version,
             expire_time_ms=5000 if request.options.ttl_ms else 0,
         )
-        return gw.PutResponse(status=gw.Status(code=gw.Status.OK, shard_id="shard-0"), version=self.version)
+        status = gw.Status(code=gw.Status.OK, shard_id="shard-0")
+        return gw.PutResponse(status=status, version=self.version, revision=self.version, shard_count=1)
 
     def _delete(self, request: gw.DeleteRequest) -> gw.DeleteResponse:
         if self.rows.pop(request.key, None) is None:
             return gw.DeleteResponse(status=gw.Status(code=gw.Status.NOT_FOUND, message="no such key"))
         self.version += 1
-        return gw.DeleteResponse(status=gw.Status(code=gw.Status.OK), version=self.version)
+        status = gw.Status(code=gw.Status.OK, shard_id="shard-0")
+        return gw.DeleteResponse(status=status, version=self.version, revision=self.version, shard_count=1)

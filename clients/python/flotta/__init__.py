@@ -13,8 +13,10 @@ from flotta_runtime.tls import TlsFiles
 
 from flotta._async.client import AsyncClient
 from flotta._async.scans import AsyncScan
+from flotta._async.sessions import AsyncSession
 from flotta._sync.client import Client
 from flotta._sync.scans import Scan
+from flotta._sync.sessions import Session
 from flotta.errors import (
     AlreadyExistsError,
     FlottaError,
@@ -33,6 +35,7 @@ __all__ = [
     "AlreadyExistsError",
     "AsyncClient",
     "AsyncScan",
+    "AsyncSession",
     "Client",
     "Consistency",
     "Delete",
@@ -49,6 +52,7 @@ __all__ = [
     "Put",
     "RateLimitedError",
     "Scan",
+    "Session",
     "TlsFiles",
     "UnavailableError",
     "VersionMismatchError",

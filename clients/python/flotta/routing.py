@@ -90,6 +90,15 @@ class Item:
         """Answer with what is known."""
         self.answer(self.last)
 
+    def keep_session(self, route: Route) -> None:
+        """A session's revision says nothing once there is another number of shards: the read is STRONG then."""
+        if self.operation.session_revision and not self.write:
+            said = cast("pb.ReadOptions", self.request.options).session_shard_count
+            if said not in (0, route.shard_count):
+                operation = self.operation
+                operation.consistency, operation.read_mode = pb.STRONG, pb.READ_MODE_UNSPECIFIED
+                operation.session_revision = 0
+
     def addressed(self, route: Route, choice: float) -> str:
         """Who is to be asked; `choice`, a random number in [0, 1), picks the replica of a weak read."""
         replicas = route.replicas
@@ -161,6 +170,7 @@ def settle(item: Item, address: str, outcome: Outcome, route: Route) -> Step:
         item.in_doubt = item.in_doubt or (item.write and code == Status.INTERNAL)
         return item.answer(status)
     item.response = _done(item, outcome, status)
+    item.response.shard_count = route.shard_count
     return Step.ANSWER
 
 

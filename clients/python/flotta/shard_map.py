@@ -37,6 +37,7 @@ class Route:
     epoch: int
     leader: str  # empty: not known, or its node is dead
     replicas: tuple[str, ...]  # in map order, living nodes before dead ones
+    shard_count: int = 0  # how many there are, by which the key's was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class ShardMap:
                 (dead if node.status == DEAD else living).append(node.address)
         leader = self.nodes.get(record.leader)
         address = leader.address if leader is not None and leader.status != DEAD else ""
-        return Route(record.shard_id, record.epoch, address, (*living, *dead))
+        return Route(record.shard_id, record.epoch, address, (*living, *dead), self.num_shards)
 
     def with_state(self, state: ClusterState) -> ShardMap:
         """The view after a full state; this very object when the state is not newer."""

@@ -157,6 +157,7 @@ class Dispatcher:
         now_ms = self._clock.monotonic_ms()
         batches: _Batches = {}
         succeeded: dict[int, int] = {}
+        shard_count = self._maps.current.num_shards
         for attempt, reply in answered:
             call = attempt.owner
             if call.attempt is not attempt:
@@ -169,7 +170,7 @@ class Dispatcher:
             self._release(call)
             if done is not None:
                 succeeded[kind] = succeeded.get(kind, 0) + 1
-                done(replies.SUCCESS[kind](call.key, reply))
+                done(replies.SUCCESS[kind](call.key, reply, shard_count))
         for kind, count in succeeded.items():
             self._observer.answered(kind, OK, count)
         self._send(batches, now_ms)
@@ -215,6 +216,8 @@ class Dispatcher:
         operation = call.operation
         if operation is None or call.done is None:
             return
+        if operation.session_revision:
+            self._keep_session(call, operation)
         self._spread += 1
         call.route = route
         address = to
@@ -241,6 +244,13 @@ class Dispatcher:
         if batch is None:
             batch = batches[link] = []
         batch.append(attempt)
+
+    def _keep_session(self, call: Call, operation: Operation) -> None:
+        """A session's revision says nothing once there is another number of shards: the key may be another one's."""
+        said = call.request.options.session_shard_count  # type: ignore[union-attr]  # only reads have revisions
+        if said and said != self._maps.current.num_shards:
+            routing.make_strong(operation)
+            call.any_replica = False
 
     def _quickest(self, route: Route, batches: _Batches) -> str:
         def work(address: str) -> tuple[bool, int]:

@@ -17,7 +17,7 @@ from typing import Final, cast
 
 from flotta_proto.flotta.kv_pb2 import ScanRequest, ScanResponse, ShardRead
 from flotta_proto.flotta.storage_pb2 import SCAN, Operation, ScanPart, ScanRange
-from flotta_proto.kvdb.gateway_pb2 import READ_MODE_UNSPECIFIED, READ_YOUR_WRITES, STRONG, ServedGuarantee, Status
+from flotta_proto.kvdb.gateway_pb2 import READ_YOUR_WRITES, ServedGuarantee, Status
 from flotta_runtime.clock import Clock
 from flotta_runtime.errors import FlottaError, RateLimited, Unavailable
 
@@ -25,6 +25,7 @@ from flotta_gateway.call import Admission, Call, Maps
 from flotta_gateway.core.operations import traceparent_of
 from flotta_gateway.core.replies import failure_status, refusal
 from flotta_gateway.core.retry import pause_ms
+from flotta_gateway.core.routing import make_strong
 from flotta_gateway.core.scans import (
     Page,
     Plan,
@@ -262,7 +263,7 @@ def _operation(request: ScanRequest, scan: ScanRange) -> Operation:
         traceparent=traceparent_of(request.ctx),
     )
     if options.read_mode == READ_YOUR_WRITES:
-        operation.consistency, operation.read_mode = STRONG, READ_MODE_UNSPECIFIED
+        make_strong(operation)
     return operation
 
 

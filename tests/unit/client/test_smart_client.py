@@ -101,7 +101,7 @@ async def test_a_change_of_the_map_is_followed(client: AsyncClient, cluster: Fak
     old = cluster.leader_of(shard)
     new = next(node for node in cluster.nodes if node is not old)
     cluster.move_leader(shard, new, epoch=2)
-    leaders = client._cluster
+    leaders = client._calls.cluster
     assert isinstance(leaders, flotta._async.leaders.AsyncLeaders)
     await wait_until(lambda: leaders.map.current.shards[shard].epoch == 2)
     before = len(old.seen)

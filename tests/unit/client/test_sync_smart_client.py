@@ -66,7 +66,7 @@ def test_threads_share_one_stream_to_each_node(client: Client, cluster: FakeClus
 
 def test_hints_and_the_watch_are_followed(client: Client, cluster: FakeCluster, loop: LoopThread) -> None:
     client.put("k", "v")
-    leaders = client._cluster
+    leaders = client._calls.cluster
     assert isinstance(leaders, Leaders)
     shard = shard_of("k")
     old = cluster.leader_of(shard)

@@ -100,6 +100,7 @@ class AsyncLeaders:
             if route is None:
                 later.append(item)
                 continue
+            item.keep_session(route)
             by_hint = bool(item.hint)
             address = item.addressed(route, random.random())
             if not address:

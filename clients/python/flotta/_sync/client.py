@@ -15,19 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
-from flotta_proto.kvdb import gateway_pb2 as pb
 from flotta_runtime.tls import Tls, TlsError, TlsFiles, client_tls
 
+from flotta._sync.calls import Calls
 from flotta._sync.gateways import Gateways
 from flotta._sync.leaders import Leaders
-from flotta._sync.primitives import sleep
 from flotta._sync.scans import Pager, Scan
+from flotta._sync.sessions import Session
 from flotta.errors import FlottaError, InvalidArgumentError
-from flotta.messages import Response, entry_of, raise_in_doubt, raise_unless_ok, request_of, result_of, version_of
+from flotta.messages import raise_unless_ok
 from flotta.models import Consistency, Delete, Entry, Get, Operation, Put
-from flotta.patience import Patience
 from flotta.scan_messages import check_sizes, scan_request
 
 
@@ -49,9 +48,7 @@ class Client:
         idempotent_writes: bool = True,
         tls: TlsFiles | None = None,
     ) -> None:
-        self._timeout_ms = timeout_ms
-        self._idempotent_writes = idempotent_writes
-        self._cluster: Gateways | Leaders = Gateways((address, *more), _tls(tls))
+        self._calls = Calls(Gateways((address, *more), _tls(tls)), timeout_ms, idempotent_writes)
 
     @classmethod
     def smart(
@@ -67,8 +64,9 @@ class Client:
         itself, and where the map is behind, to whom the nodes name. It is a part of the cluster: it must reach every
         node, and know the internal token. Make it where its event loop runs.
         """
-        made = cls(timeout_ms=timeout_ms, idempotent_writes=idempotent_writes)
-        made._cluster = Leaders((coordinator, *more), internal_token, _tls(tls))
+        made = cls()
+        leaders = Leaders((coordinator, *more), internal_token, _tls(tls))
+        made._calls = Calls(leaders, timeout_ms, idempotent_writes)
         return made
 
     def __enter__(self) -> Self:
@@ -81,7 +79,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; calls that are waiting are cancelled."""
-        self._cluster.close()
+        self._calls.cluster.close()
 
     def get(
         self,
@@ -93,8 +91,7 @@ class Client:
         timeout_ms: int | None = None,
     ) -> Entry | None:
         """The entry under `key`, or None. `max_staleness_ms` bounds how far an EVENTUAL read may lag; 0: any lag."""
-        response = self._call(Get(key, consistency, max_staleness_ms, head_only), timeout_ms)
-        return entry_of(cast("pb.GetResponse", response))
+        return self._calls.get(Get(key, consistency, max_staleness_ms, head_only), timeout_ms)
 
     def put(
         self,
@@ -114,14 +111,13 @@ class Client:
         to make this write exactly-once across processes.
         """
         operation = Put(key, value, ttl_ms, if_version, if_absent, request_id)
-        return version_of(cast("pb.PutResponse", self._call(operation, timeout_ms))) or 0
+        return self._calls.write(operation, timeout_ms) or 0
 
     def delete(
         self, key: str | bytes, *, if_version: int = 0, request_id: str = "", timeout_ms: int | None = None
     ) -> int | None:
         """Delete `key`; returns the version of the deletion, or None if there was no such key."""
-        response = self._call(Delete(key, if_version, request_id), timeout_ms)
-        return version_of(cast("pb.DeleteResponse", response))
+        return self._calls.write(Delete(key, if_version, request_id), timeout_ms)
 
     def batch(
         self, operations: Iterable[Operation], *, timeout_ms: int | None = None
@@ -134,30 +130,11 @@ class Client:
         A gateway takes 1000 of them and 16.5 MiB, unless it is set otherwise; more is an InvalidArgumentError or a
         PayloadTooLargeError, and nothing is done. What fails as a whole is raised.
         """
-        requests = [request_of(operation, self._idempotent_writes) for operation in operations]
-        waiting = list(range(len(requests)))
-        results: list[Entry | int | FlottaError | None] = [None] * len(requests)
-        patience = Patience(self._timeout_ms if timeout_ms is None else timeout_ms)
-        while waiting:
-            try:
-                answers = self._cluster.call_many([requests[position] for position in waiting], patience)
-            except FlottaError as error:
-                if len(waiting) == len(requests):
-                    raise
-                for position in waiting:
-                    results[position] = error
-                break
-            limited: list[int] = []
-            for position, response in zip(waiting, answers, strict=True):
-                results[position] = result_of(response, patience.in_doubt)
-                if response.status.code == pb.Status.RATE_LIMITED:
-                    patience.longer(response.status.retry_after_ms)
-                    limited.append(position)
-            if not limited or not patience.lasts():
-                break
-            waiting = limited
-            sleep(patience.next_pause_s())
-        return results
+        return self._calls.batch(operations, timeout_ms)
+
+    def session(self) -> Session:
+        """Reads that any replica may answer, and that see all the same what was written and read in this session."""
+        return Session(self._calls.in_session())
 
     def scan(
         self,
@@ -212,23 +189,7 @@ class Client:
             request.page_token = response.next_page_token
 
     def _pager(self, timeout_ms: int | None) -> Pager:
-        return Pager(self._cluster, self._timeout_ms if timeout_ms is None else timeout_ms)
-
-    def _call(self, operation: Operation, timeout_ms: int | None) -> Response:
-        """What became of it; asked until that is known, as long as that is safe and the time lasts."""
-        request = request_of(operation, self._idempotent_writes)
-        patience = Patience(self._timeout_ms if timeout_ms is None else timeout_ms)
-        while True:
-            response = self._cluster.call(request, patience)
-            status = response.status
-            if status.code == pb.Status.RATE_LIMITED:
-                patience.longer(status.retry_after_ms)
-                if patience.lasts():
-                    sleep(patience.next_pause_s())
-                    continue
-            if patience.in_doubt:
-                raise_in_doubt(status)
-            return response
+        return Pager(self._calls.cluster, self._calls.timeout_ms if timeout_ms is None else timeout_ms)
 
 
 def _tls(files: TlsFiles | None) -> Tls | None:

@@ -52,7 +52,7 @@ def refusal(error: FlottaError) -> Failure:
     )
 
 
-def get_response(key: bytes, reply: storage.Reply) -> bytes:
+def get_response(key: bytes, reply: storage.Reply, shard_count: int) -> bytes:
     """The response to a Get that found its key."""
     response = gateway.GetResponse(
         kv=gateway.KeyValue(
@@ -66,36 +66,37 @@ def get_response(key: bytes, reply: storage.Reply) -> bytes:
         revision=reply.revision,
         guarantee=cast("gateway.ServedGuarantee.ValueType", reply.guarantee),
     )
-    return _done(reply.shard_id) + response.SerializeToString()
+    return _done(reply.shard_id, shard_count) + response.SerializeToString()
 
 
-def put_response(_key: bytes, reply: storage.Reply) -> bytes:
+def put_response(_key: bytes, reply: storage.Reply, shard_count: int) -> bytes:
     """The response to a Put that was done."""
     response = gateway.PutResponse(version=reply.version, revision=reply.revision)
-    return _done(reply.shard_id) + response.SerializeToString()
+    return _done(reply.shard_id, shard_count) + response.SerializeToString()
 
 
-def delete_response(_key: bytes, reply: storage.Reply) -> bytes:
+def delete_response(_key: bytes, reply: storage.Reply, shard_count: int) -> bytes:
     """The response to a Delete that was done."""
     response = gateway.DeleteResponse(version=reply.version, revision=reply.revision)
-    return _done(reply.shard_id) + response.SerializeToString()
+    return _done(reply.shard_id, shard_count) + response.SerializeToString()
 
 
-def scan_part(_key: bytes, reply: storage.Reply) -> bytes:
+def scan_part(_key: bytes, reply: storage.Reply, _shard_count: int) -> bytes:
     """What a shard found, behind a status."""
-    return _done(reply.shard_id) + reply.value
+    return _done(reply.shard_id, 0) + reply.value
 
 
 @lru_cache(maxsize=4096)
-def _done(shard_id: str) -> bytes:
-    """What every response of a shard begins with, whichever request it answers: `status` is field 1 of them all.
+def _done(shard_id: str, shard_count: int) -> bytes:
+    """What every response of a shard begins with, whichever request it answers: their fields `status` and `shard_count`
+    have the same numbers in all.
 
     Two parts of one message, each serialised, are the message when put together."""
     status = gateway.Status(code=gateway.Status.OK, shard_id=shard_id)
-    return gateway.PutResponse(status=status).SerializeToString()
+    return gateway.PutResponse(status=status, shard_count=shard_count).SerializeToString()
 
 
-SUCCESS: dict[int, Callable[[bytes, storage.Reply], bytes]] = {
+SUCCESS: dict[int, Callable[[bytes, storage.Reply, int], bytes]] = {
     storage.GET: get_response,
     storage.PUT: put_response,
     storage.DELETE: delete_response,

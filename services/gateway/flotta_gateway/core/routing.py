@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from flotta_proto.flotta.storage_pb2 import GET, SCAN, Operation
-from flotta_proto.kvdb.gateway_pb2 import EVENTUAL, LOW_LATENCY, READ_YOUR_WRITES
+from flotta_proto.kvdb.gateway_pb2 import EVENTUAL, LOW_LATENCY, READ_MODE_UNSPECIFIED, READ_YOUR_WRITES, STRONG
 
 from flotta_gateway.core.shard_map import Route
 
@@ -21,6 +21,11 @@ def any_replica_may_serve(operation: Operation) -> bool:
         and operation.consistency == EVENTUAL
         and (operation.read_mode != READ_YOUR_WRITES or operation.session_revision > 0)
     )
+
+
+def make_strong(operation: Operation) -> None:
+    """Whatever it asked for. The answer keeps every weaker promise as well."""
+    operation.consistency, operation.read_mode, operation.session_revision = STRONG, READ_MODE_UNSPECIFIED, 0
 
 
 def first_address(route: Route, any_replica: bool, spread: int) -> str:
