@@ -15,6 +15,7 @@ from flotta.cli_support import Exit, as_json, duration_ms, fail, find, key_bytes
 from flotta.endpoints import Endpoints
 from flotta.models import Consistency, Entry
 
+NO_KEY_HINT = "`flotta scan --keys-only --prefix …` lists the keys that begin so"
 Gateway = Annotated[
     str | None,
     typer.Option("--gateway", "-g", metavar="HOST:PORT,…", help="Gateways to talk to. Environment: FLOTTA_GATEWAY."),
@@ -44,7 +45,7 @@ def put(
 ) -> None:
     """Store a value under a key, and print its version."""
     if if_version is not None and if_absent:
-        fail("--if-version and --if-absent contradict each other; give one of them", Exit.USAGE)
+        fail("--if-version and --if-absent contradict each other", Exit.USAGE, "give one of them")
     where = find(gateway=gateway)
     name, data = key_bytes(key), value_bytes(value, file)
     ttl_ms = duration_ms(ttl, "--ttl") if ttl else 0
@@ -68,7 +69,7 @@ def get(
 ) -> None:
     """Print the value of a key."""
     if raw and (json_ or head):
-        fail("--raw prints the value alone; leave out --json and --head", Exit.USAGE)
+        fail("--raw prints the value alone", Exit.USAGE, "leave out --json and --head")
     where = find(gateway=gateway)
     name = key_bytes(key)
     consistency = Consistency.EVENTUAL if eventual else Consistency.STRONG
@@ -79,7 +80,7 @@ def get(
 
     entry = run(work(), where)
     if entry is None:
-        fail(f"there is no key {shown(name)!r}", Exit.NOT_FOUND)
+        fail(f"there is no key {shown(name)!r}", Exit.NOT_FOUND, NO_KEY_HINT)
     if raw:
         sys.stdout.buffer.write(entry.value)
         sys.stdout.buffer.flush()
@@ -106,7 +107,7 @@ def delete(
 
     version = run(work(), where)
     if version is None:
-        fail(f"there is no key {shown(name)!r}", Exit.NOT_FOUND)
+        fail(f"there is no key {shown(name)!r}", Exit.NOT_FOUND, NO_KEY_HINT)
     print(json.dumps(as_json("key", name) | {"deleted": True, "version": version}) if json_ else "deleted")
 
 

@@ -47,14 +47,16 @@ class Service:
 
     def __init__(self, admin: str | None, key_file: Path | None, timeout: str) -> None:
         where = find(admin=admin, admin_key_file=key_file)
-        self.unreachable = f"name a running admin service with --admin (this address is from {where.admin_from})"
+        named = f"name a running admin service with --admin (this address is from {where.admin_from})"
+        self.unreachable = f"see `flotta status`; start a cluster with `flotta dev`, or {named}"
         self.unknown = "it may have been begun: look with `flotta ops` before you repeat it"
+        self.not_now = "nothing was done; `flotta why SHARD|NODE` and `flotta ops` say what is in the way"
         with explained(self.unreachable):
             self.api = AdminApi(where.admin, where.admin_key, duration_ms(timeout, "--timeout"), where.tls)
 
     def ask(self, method: str, *path: str, **how: Any) -> Any:
         """The answer; or the end of the command."""
-        with explained(self.unreachable, self.unknown):
+        with explained(self.unreachable, self.unknown, self.not_now):
             return getattr(self.api, method)("admin", *path, **how)
 
 
@@ -142,7 +144,7 @@ def drain(
 ) -> None:
     """Empty a node: leaderships leave it, then replicas; it serves until the last one has gone."""
     if cancel and (remove or wait):
-        fail("--cancel ends a drain at once; leave out --remove and --wait", Exit.USAGE)
+        fail("--cancel ends a drain at once", Exit.USAGE, "leave out --remove and --wait")
     if remove and not yes:
         typer.confirm(f"{node} can never come back under this name or with this data. Remove it?", abort=True, err=True)
     service = Service(admin, key_file, timeout)
@@ -174,7 +176,7 @@ def ops(
     if number is None and (cancel or wait):
         fail("--cancel and --wait are of one operation; give its number", Exit.USAGE, "`flotta ops` lists them")
     if cancel and wait:
-        fail("--cancel calls the operation off, so there is nothing to --wait for", Exit.USAGE)
+        fail("--cancel calls the operation off, so there is nothing to --wait for", Exit.USAGE, "leave it out")
     service = Service(admin, key_file, timeout)
     if number is not None and cancel:
         _ordered(service, service.ask("post", "ops", str(number), "cancel"), False, json_)

@@ -44,7 +44,7 @@ def scan(
     --timeout is for each page of them. With --json a line is a JSON object.
     """
     if count and (keys_only or reverse or limit is not None or token):
-        fail("--count prints a number; leave out --keys-only, --reverse, --limit and --token", Exit.USAGE)
+        fail("--count prints a number", Exit.USAGE, "leave out --keys-only, --reverse, --limit and --token")
     where = find(gateway=gateway)
     consistency = Consistency.EVENTUAL if eventual else Consistency.STRONG
     low, high, begins = os.fsencode(start), os.fsencode(end), os.fsencode(prefix)

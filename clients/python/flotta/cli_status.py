@@ -21,6 +21,7 @@ Coordinators = Annotated[
         "--coordinators", "-c", metavar="HOST:PORT,…", help="Coordinators to ask. Environment: FLOTTA_COORDINATORS."
     ),
 ]
+NO_MAP_HINT = "see `flotta status`; start a cluster with `flotta dev`, or name its coordinators with --coordinators"
 OnNode = Annotated[
     str | None,
     typer.Option(
@@ -118,7 +119,7 @@ def _map(coordinators: str | None, timeout: str) -> Overview:
         fail(
             f"no coordinator can tell the map (addresses from {where.coordinators_from}): {states}",
             Exit.UNAVAILABLE,
-            "see `flotta status`; start a cluster with `flotta dev`, or name its coordinators with --coordinators",
+            NO_MAP_HINT,
         )
     return found
 

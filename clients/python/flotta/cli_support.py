@@ -36,6 +36,10 @@ T = TypeVar("T")
 ROOT_FLAGS: ContextVar[endpoints.Flags] = ContextVar("flotta_root_flags", default=endpoints.NO_FLAGS)
 """What was said before the command."""
 WRITE_HINT = "a write may have happened: read the key before you repeat it"
+KEY_HINT = "nothing was done; `flotta get KEY --head` shows the version that is there"
+USAGE_HINT = "nothing was done; change what the message names: `flotta VERB --help` says what each flag takes"
+BUSY_HINT = "nothing was done; try again in a while, or let it wait longer with --timeout"
+BROKEN_HINT = "see `flotta status`, and the logs of the process that the message names"
 FILE_HINT = "the configuration file is ~/.config/flotta/config.toml, or what --config names"
 
 
@@ -59,14 +63,14 @@ def fail(message: str, code: Exit, hint: str = "") -> NoReturn:
     raise typer.Exit(code)
 
 
-def run(work: Coroutine[Any, Any, T], where: endpoints.Endpoints) -> T:
+def run(work: Coroutine[Any, Any, T], where: endpoints.Endpoints, unreachable_hint: str = "") -> T:
     """Run a command's work; every expected error ends it with its exit code and a hint."""
-    with explained(where_to_look(where)):
+    with explained(unreachable_hint or where_to_look(where)):
         return asyncio.run(work)
 
 
 @contextlib.contextmanager
-def explained(unreachable_hint: str, unknown_hint: str = WRITE_HINT) -> Iterator[None]:
+def explained(unreachable_hint: str, unknown_hint: str = WRITE_HINT, condition_hint: str = KEY_HINT) -> Iterator[None]:
     """Every expected error ends the command with its exit code and a hint."""
     try:
         yield
@@ -76,15 +80,17 @@ def explained(unreachable_hint: str, unknown_hint: str = WRITE_HINT) -> Iterator
         hint = "give its key in FLOTTA_ADMIN_API_KEY, --admin-key-file FILE, or the configuration file"
         fail(str(error), Exit.USAGE, hint)
     except InvalidArgumentError as error:
-        fail(str(error), Exit.USAGE)
+        fail(str(error), Exit.USAGE, USAGE_HINT)
     except (AlreadyExistsError, VersionMismatchError, PreconditionFailedError) as error:
-        fail(str(error), Exit.CONDITION)
-    except (UnavailableError, RateLimitedError) as error:
+        fail(str(error), Exit.CONDITION, condition_hint)
+    except RateLimitedError as error:
+        fail(str(error), Exit.UNAVAILABLE, BUSY_HINT)
+    except UnavailableError as error:
         fail(str(error), Exit.UNAVAILABLE, unreachable_hint)
     except OutcomeUnknownError as error:
         fail(str(error), Exit.UNKNOWN, unknown_hint)
     except FlottaError as error:
-        fail(str(error), Exit.FAILED)
+        fail(str(error), Exit.FAILED, BROKEN_HINT)
 
 
 def where_to_look(where: endpoints.Endpoints) -> str:
@@ -104,21 +110,21 @@ def find(**flags: Any) -> endpoints.Endpoints:
 def key_bytes(key: str) -> bytes:
     """A key as it was typed, byte for byte, whatever the terminal's encoding made of it."""
     if not key:
-        fail("KEY is empty; a key has 1 to 1024 bytes", Exit.USAGE)
+        fail("KEY is empty; a key has 1 to 1024 bytes", Exit.USAGE, "give a key, in quotes if it has spaces")
     return os.fsencode(key)
 
 
 def value_bytes(value: str | None, file: Path | None) -> bytes:
     """The value: the argument, a file, or standard input where it is not a terminal."""
     if value is not None and file is not None:
-        fail("give VALUE or --file, not both", Exit.USAGE)
+        fail("give VALUE or --file, not both", Exit.USAGE, "leave one of them out")
     if value is not None:
         return os.fsencode(value)
     if file is not None and str(file) != "-":
         try:
             return file.read_bytes()
         except OSError as error:
-            fail(f"--file {file}: {error.strerror}", Exit.USAGE)
+            fail(f"--file {file}: {error.strerror}", Exit.USAGE, "name a file that can be read, or - for a pipe")
     if file is None and sys.stdin.isatty():
         fail("no value given", Exit.USAGE, "give VALUE, --file PATH, or pipe it in")
     return sys.stdin.buffer.read()
@@ -150,13 +156,16 @@ def duration_ms(text: str, flag: str) -> int:
     """`90`, `90s`, `15m`, `2h`, `7d` or `250ms` in milliseconds."""
     match = _DURATION.fullmatch(text.strip())
     if match is None or int(match[1]) == 0:
-        fail(f"{flag} {text!r} is no duration; write for example 90s, 15m, 2h, 7d or 250ms", Exit.USAGE)
+        fail(f"{flag} {text!r} is no duration", Exit.USAGE, "write for example 90s, 15m, 2h, 7d or 250ms")
     return int(match[1]) * _UNIT_MS[match[2]]
 
 
 def complete_from_map(kind: str, incomplete: str) -> list[str]:
     """Ids of "nodes", "shards" or "both" that begin so, for the shell; none when no coordinator answers at once."""
-    where = find()
+    try:
+        where = endpoints.find(ROOT_FLAGS.get())
+    except EndpointError:  # the shell is in the middle of a line: whoever presses return is told
+        return []
     found = asyncio.run(gather((), where.coordinators, COMPLETION_TIMEOUT_MS, where.tls))
     names = [node.node_id for node in found.nodes] if kind in ("nodes", "both") else []
     names += [shard.shard_id for shard in found.shards] if kind in ("shards", "both") else []

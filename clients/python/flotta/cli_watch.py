@@ -14,7 +14,7 @@ from flotta_runtime.tls import TlsError, client_tls
 from flotta._async.channels import AsyncChannels
 from flotta._async.map_watch import AsyncMapWatch
 from flotta.cli_keys import Json
-from flotta.cli_status import Coordinators
+from flotta.cli_status import NO_MAP_HINT, Coordinators
 from flotta.cli_support import find, run
 from flotta.cli_tables import console
 from flotta.endpoints import Endpoints
@@ -32,7 +32,7 @@ def watch_map(count: Count = None, coordinators: Coordinators = None, json_: Jso
     """
     where = find(coordinators=coordinators)
     with contextlib.suppress(KeyboardInterrupt):
-        run(_follow(where, count, json_), where)
+        run(_follow(where, count, json_), where, NO_MAP_HINT)
 
 
 async def _follow(where: Endpoints, count: int | None, json_: bool) -> None:
