@@ -36,6 +36,7 @@ __all__ = [
     "ROLE_FOLLOWER",
     "ROLE_LEADER",
     "ROLE_PRE_CANDIDATE",
+    "TIME_BOUNDS_US",
     "Batch",
     "ClientTls",
     "FailpointReached",
@@ -76,6 +77,7 @@ DROP_INVALID: Final[int]  # e.g. a membership change that Raft refuses
 ROLE_FOLLOWER: Final[int]
 ROLE_CANDIDATE: Final[int]
 ROLE_LEADER: Final[int]
+TIME_BOUNDS_US: Final[tuple[int, ...]]
 ROLE_PRE_CANDIDATE: Final[int]
 
 def key_hashes(keys: Sequence[bytes]) -> list[int]:
@@ -129,7 +131,6 @@ class LogStats:
     frames: int
     syncs: int
     bytes: int
-    sync_ns: int
     segments: int
     rotations: int
     removed: int
@@ -309,6 +310,10 @@ class RpcServer:
     def stop(self, grace_ms: int) -> None:
         """`drain`, wait for calls in flight, then cut. Blocks; other threads answer meanwhile."""
     def stats(self) -> RpcStats: ...
+    def call_times(self) -> list[tuple[str, list[int], int]]:
+        """(path, how many took up to each of TIME_BOUNDS_US and a last slot for longer, nanoseconds of all together) of
+        every unary method that was called: from its headers to its answer, which then has yet to be written. Calls
+        that a deadline ended are among them, cancelled and refused ones are not."""
     def notices(self) -> list[tuple[str, str, int]]:
         """(kind, address of the first, count) of attacks and faults since the last call, one a kind:
         accept_failed, calls_wait, frame_flood, reset_flood, tls_failed, too_big, too_many_calls,
@@ -501,6 +506,9 @@ class RaftHost:
     def poll(self) -> Batch:
         """Raises HostFailed once the host is gone, LogCorruption never."""
     def log_stats(self) -> LogStats: ...
+    def sync_times(self) -> tuple[list[int], int, int]:
+        """The log's syncs: how many took up to each of TIME_BOUNDS_US (a last slot: longer), the nanoseconds of all of
+        them together, and those of the one under way (0: none). Asks no thread, so it answers while the disk hangs."""
     # Manual mode only.
     def tick(self, ticks: int = 1) -> None: ...
     def drive(self) -> int:

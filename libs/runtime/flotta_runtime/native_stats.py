@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import flotta_native
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from flotta_runtime.clock import SYSTEM_CLOCK
@@ -62,6 +63,12 @@ _WORDS = {
 }
 
 
+def buckets_of(counts: Sequence[int]) -> list[tuple[str, float]]:
+    """The buckets of a native histogram as Prometheus has them: bounds in seconds, each count with all below it."""
+    bounds = (*(str(bound_us / 1e6) for bound_us in flotta_native.TIME_BOUNDS_US), "+Inf")
+    return list(zip(bounds, accumulate(counts), strict=True))
+
+
 class StatsCollector(Collector):
     """Makes metrics of a server's own figures."""
 
@@ -79,6 +86,12 @@ class StatsCollector(Collector):
         for field, bound in _REFUSED.items():
             refused.add_metric((bound,), getattr(stats, field))
         yield refused
+        took = HistogramMetricFamily(
+            "flotta_rpc_call_seconds", "Time from the head of a unary call to its answer.", labels=("method",)
+        )
+        for path, counts, total_ns in self._server.call_times():
+            took.add_metric((path,), buckets_of(counts), total_ns / 1e9)
+        yield took
 
 
 class Attacks:

@@ -14,6 +14,7 @@ use crate::raft::mailbox::Command;
 use crate::raft::mix;
 use crate::raft::options::Options;
 use crate::raft::runner::Runner;
+use crate::raft::sync_times::SyncTimes;
 use bytes::Bytes;
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
@@ -29,6 +30,7 @@ pub struct RaftHost {
     pub runner: Runner,
     pub manual: bool,
     entry_bytes_max: u64,
+    sync_times: Arc<SyncTimes>,
 }
 
 impl RaftHost {
@@ -150,8 +152,9 @@ impl RaftHost {
             };
             crate::raft::runner::guarded(|| Ok(Host::open(options, files, &applied, failpoints)))?
         });
-        let runner = Runner::new(host.map_err(open_error)?)?;
-        Ok(RaftHost { runner, manual, entry_bytes_max })
+        let host = host.map_err(open_error)?;
+        let sync_times = host.sync_times();
+        Ok(RaftHost { runner: Runner::new(host)?, manual, entry_bytes_max, sync_times })
     }
 
     fn notify_fd(&self) -> i32 {
@@ -352,6 +355,11 @@ impl RaftHost {
     fn log_stats(&self, py: Python<'_>) -> PyResult<LogStats> {
         let stats = self.ask(py, |host| Ok(host.log_stats()))?;
         Ok(LogStats::new(stats, self.runner.mailbox().wakes()))
+    }
+
+    fn sync_times(&self) -> (Vec<u64>, u64, u64) {
+        let (slots, total_ns) = self.sync_times.ended.seen();
+        (slots, total_ns, self.sync_times.under_way_ns())
     }
 
     #[pyo3(signature = (ticks=1))]

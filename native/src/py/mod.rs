@@ -83,6 +83,7 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add(name, number)?;
     }
     module.add("LINK_NOT_SPOKEN", crate::link::connection::NOT_SPOKEN)?;
+    module.add("TIME_BOUNDS_US", PyTuple::new(py, crate::times::BOUNDS_US)?)?;
     module.add("FAILPOINTS", PyTuple::new(py, failpoints::ALL)?)?;
     module.add("LogCorruption", py.get_type::<LogCorruption>())?;
     module.add("HostFailed", py.get_type::<HostFailed>())?;

@@ -225,6 +225,10 @@ impl RpcServer {
         py.detach(|| RpcStats::of(&self.server))
     }
 
+    fn call_times(&self) -> Vec<(String, Vec<u64>, u64)> {
+        self.server.call_times()
+    }
+
     fn notices(&self) -> Vec<(&'static str, String, u64)> {
         let told = self.server.notices.take();
         told.into_iter().map(|notice| (notice.kind, notice.address, notice.count)).collect()

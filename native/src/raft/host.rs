@@ -13,6 +13,7 @@ use super::out::Out;
 use super::record::{Base, Hard, Writer};
 use super::recover::Replayed;
 use super::store::Store;
+use super::sync_times::SyncTimes;
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry};
 use raft::ProgressState;
@@ -209,6 +210,10 @@ impl Host {
 
     pub fn tombstones(&self) -> BTreeMap<u64, Vec<u64>> {
         self.tombstones.iter().map(|(group, replicas)| (*group, replicas.iter().copied().collect())).collect()
+    }
+
+    pub fn sync_times(&self) -> Arc<SyncTimes> {
+        self.log.sync_times().clone()
     }
 
     pub fn log_stats(&self) -> LogStats {

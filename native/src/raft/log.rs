@@ -20,12 +20,12 @@ use super::record::{entry_bytes, Writer};
 use super::recover::{recover, Active, Recovered};
 use super::segment::{self, Header};
 use super::store::Store;
+use super::sync_times::SyncTimes;
 use raft::eraftpb::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 /// The first segment is small, each next one four times as big up to the configured size.
 const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
@@ -41,7 +41,6 @@ pub struct LogStats {
     pub frames: u64,
     pub syncs: u64,
     pub bytes: u64,
-    pub sync_ns: u64,
     pub segments: u64,
     pub rotations: u64,
     pub removed: u64,
@@ -78,6 +77,7 @@ pub struct Log {
     changes: Vec<Change>,
     spare: Option<Spare>,
     stats: LogStats,
+    sync_times: Arc<SyncTimes>,
 }
 
 /// What the log held when it was opened.
@@ -135,12 +135,17 @@ impl Log {
             changes: Vec::new(),
             spare: None,
             stats: LogStats::default(),
+            sync_times: Arc::default(),
         };
         Ok(Opened { log, groups, tombstones, node_num, incarnation: incarnation + 1 })
     }
 
     pub fn stats(&self) -> LogStats {
         LogStats { segments: self.segments.len() as u64, ..self.stats }
+    }
+
+    pub fn sync_times(&self) -> &Arc<SyncTimes> {
+        &self.sync_times
     }
 
     pub fn writer(&mut self) -> Writer<'_> {
@@ -209,10 +214,10 @@ impl Log {
         self.file.write_at(self.offset, &self.buffer).map_err(|error| failed("writing", error))?;
         self.failpoints.pass(points::AFTER_APPEND)?;
         self.failpoints.pass(points::BEFORE_SYNC)?;
-        let begun = Instant::now();
+        self.sync_times.begin();
         self.file.sync().map_err(|error| failed("syncing", error))?;
+        self.sync_times.end();
         self.failpoints.pass(points::AFTER_SYNC)?;
-        self.stats.sync_ns += begun.elapsed().as_nanos() as u64;
         self.stats.syncs += 1;
         self.stats.frames += 1;
         self.stats.bytes += self.buffer.len() as u64;

@@ -22,6 +22,7 @@ pub mod runner;
 pub mod segment;
 pub mod simdisk;
 pub mod store;
+pub mod sync_times;
 pub mod wire;
 
 /// The node a replica lives on: the upper half of its id.

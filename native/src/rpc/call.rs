@@ -79,6 +79,7 @@ pub struct Call {
     pub reader: Reader,
     pub writer: Writer,
     method: u32,
+    opened: Instant,
     /// Of a stream; a unary call has none.
     meter: Option<Arc<Meter>>,
     conn: Arc<Conn>,
@@ -101,14 +102,16 @@ impl Call {
         reader: Reader,
         writer: Writer,
     ) -> Call {
+        let opened = Instant::now();
         Call {
             id: 0,
             holds: Holds::Call,
             phase: Phase::Open,
-            timer: head.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            timer: head.timeout.and_then(|timeout| opened.checked_add(timeout)),
             reader,
             writer,
             method,
+            opened,
             meter: streaming.then(Arc::default),
             conn: conn.clone(),
             metadata: head.metadata,
@@ -193,6 +196,7 @@ impl Call {
         if self.meter.is_some() {
             server.remove_meter(self.id);
         } else if self.shown {
+            server.note_time(self.method, self.opened.elapsed());
             self.conn.share.end_with(payload.as_ref().map_or(0, Bytes::len));
         }
         if let Some(framed) = payload {
@@ -220,6 +224,9 @@ impl Call {
         match self.phase {
             Phase::Open => {
                 server.counters.deadlines_exceeded.add(1);
+                if self.meter.is_none() {
+                    server.note_time(self.method, self.opened.elapsed());
+                }
                 self.refuse(server, Status::new(DEADLINE_EXCEEDED, "the deadline has passed"));
                 Next::Stay
             }

@@ -17,6 +17,7 @@ use super::status::{Status, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
 use super::writer::{Outcome, Writer};
 use crate::link::hub::Hub;
 use crate::peer::Peer;
+use crate::times::Times;
 use crate::tls::ServerTls;
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -50,6 +51,12 @@ struct Route {
     streaming: bool,
 }
 
+/// A method and how long its calls take, by number.
+struct Timed {
+    path: Box<str>,
+    times: Times,
+}
+
 pub struct Server {
     pub options: Options,
     pub counters: Counters,
@@ -66,6 +73,7 @@ pub struct Server {
     /// Whose connections come to the same port.
     pub links: Option<Arc<Hub>>,
     routes: HashMap<Box<str>, Route>,
+    timed: Vec<Timed>,
     calls: Mutex<Calls>,
     ready: Arc<Ready>,
     commands: Mutex<Vec<Command>>,
@@ -91,6 +99,8 @@ impl Server {
         links: Option<Arc<Hub>>,
     ) -> io::Result<Arc<Server>> {
         let ready = Arc::new(Ready::default());
+        let timed =
+            |(path, _): &(String, bool)| Timed { path: path.as_str().into(), times: Times::default() };
         let route = |(number, (path, streaming)): (usize, (String, bool))| {
             (path.into_boxed_str(), Route { method: number as u32, streaming })
         };
@@ -106,6 +116,7 @@ impl Server {
             listening: Listening::default(),
             tls,
             links,
+            timed: methods.iter().map(timed).collect(),
             routes: methods.into_iter().enumerate().map(route).collect(),
             calls: Mutex::new(Calls::new(ready.clone())),
             ready,
@@ -235,6 +246,18 @@ impl Server {
     /// Something has changed that others wait for.
     pub fn wake_pump(&self) {
         self.ready.pump.notify_one();
+    }
+
+    /// A unary call has its answer.
+    pub fn note_time(&self, method: u32, took: Duration) {
+        self.timed[method as usize].times.add(took);
+    }
+
+    /// (path, how many in each slot, nanoseconds) of the methods that were called.
+    pub fn call_times(&self) -> Vec<(String, Vec<u64>, u64)> {
+        let seen = self.timed.iter().map(|each| (each.path.to_string(), each.times.seen()));
+        let called = seen.filter(|(_, (slots, _))| slots.iter().any(|count| *count > 0));
+        called.map(|(path, (slots, total_ns))| (path, slots, total_ns)).collect()
     }
 
     pub fn add_meter(&self, call: u64, meter: Arc<Meter>) {

@@ -31,6 +31,7 @@ from flotta_runtime.clock import SYSTEM_CLOCK, Clock
 from flotta_runtime.errors import StartupError
 from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.links import Links, open_links
+from flotta_runtime.log_times import LogTimes
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.native_tls import client_tls
@@ -335,6 +336,7 @@ class CoordinatorApp:
     async def _serve(self, host: GroupHost, machine: Machine) -> None:
         """Start what runs around log and state."""
         self._host = host
+        LogTimes(self.metrics, host.sync_times)
         self._group.attach(host)
         self.store.attach(machine.view)
         host.on_role(self._leadership.on_role)

@@ -23,6 +23,7 @@ from flotta_runtime.clock import SYSTEM_CLOCK, Clock
 from flotta_runtime.errors import StartupError
 from flotta_runtime.http import HttpServer, status_server
 from flotta_runtime.links import Links, open_links
+from flotta_runtime.log_times import LogTimes
 from flotta_runtime.logging import get_logger
 from flotta_runtime.metrics import Metrics
 from flotta_runtime.native_tls import client_tls
@@ -232,6 +233,7 @@ class StorageNode:
         self._shards.host = self._backups.host = backend.host
         self._shards.compactor = backend.compactor
         self._telemetry.watch_host(backend.health, backend.duties, backend.compactor)
+        LogTimes(self.metrics, backend.host.sync_times)
         # Not the end of a turn but the next one: between two steps of a scan all else has its turn.
         next_pass = asyncio.get_running_loop().call_soon
         scans = Scanner(backend.host, self._hints, self._stamps.now_ms, self._deadlines, next_pass)

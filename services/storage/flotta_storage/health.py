@@ -1,4 +1,5 @@
-"""Is this node ready? Every replica that votes knows a leader and has applied nearly all that is committed."""
+"""Is this node ready? Every replica that votes knows a leader and has applied nearly all that is committed; and the
+disk of its log answers: while a sync hangs nothing can be asked of the replicas, so that is looked at by itself."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from flotta_storage.stamping import Stamps
 
 CHECK_MS = 500
 LAG_ENTRIES_MAX = 1_000
+SYNC_SECONDS_MAX = 10
 
 
 def lagging(
@@ -58,6 +60,9 @@ class HealthMonitor:
         self.log_bytes = sum(status.log_bytes for status in statuses)
 
     def readiness(self) -> tuple[bool, str]:
+        _, _, under_way_ns = self._host.sync_times()
+        if under_way_ns > SYNC_SECONDS_MAX * 1e9:
+            return False, f"the disk of the Raft log has not answered for {under_way_ns // 10**9} s"
         if self._problems is None:
             return False, "the replicas have not been looked at yet"
         if self._problems:

@@ -19,6 +19,7 @@ def test_unary_calls_are_echoed_in_batches_over_one_connection() -> None:
         assert [future.result() for future in futures] == payloads
         stats = running.server.stats()
         assert (stats.connections, stats.calls_total, stats.messages_out) == (1, 300, 300)
+        assert [(path, sum(counts)) for path, counts, _ in running.server.call_times()] == [(UNARY, 300)]
         until(lambda: running.server.stats().calls == 0)
         assert (running.server.stats().request_bytes, running.server.stats().reply_bytes) == (0, 0)
         assert len({id(call[5]) for call in running.unary}) == 1, "one peer object a connection"
@@ -58,6 +59,8 @@ def test_a_deadline_is_kept_by_the_server_and_the_call_named_as_ended() -> None:
         until(lambda: running.ended)
         assert running.ended == [running.unary[0][0]]
         running.server.reply_many([(running.ended[0], b"late"), (1 << 60, b"nobody")])
+        [(path, counts, total_ns)] = running.server.call_times()
+        assert (path, sum(counts)) == (UNARY, 1) and total_ns > 0
         running.on_unary = lambda call: (call[0], call[2])
         assert call_unary(channel, b"next") == b"next"
 
