@@ -14,7 +14,7 @@ NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*' -not 
 PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
 
 .PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
-	test test-python test-native sim sim-planted bench bench-full k6-gateway-bench k6-admin-bench ghz-gateway-bench vegeta-admin-bench soak profile overload fuzz compose-test proto sync-client docs wheels
+	test test-python test-native sim sim-cluster sim-planted bench bench-full k6-gateway-bench k6-admin-bench ghz-gateway-bench vegeta-admin-bench soak profile overload fuzz compose-test proto sync-client docs wheels
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -98,6 +98,9 @@ test-python: build ## unit, transcripts, simulation, integration and end to end,
 
 sim: build ## SEEDS=n: that many fresh seeds; SEED=k: replay one exactly and print its transcript
 	$(PYTHON) tests/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),50))
+
+sim-cluster: build ## SEEDS=n: that many fresh seeds of whole clusters; SEED=k: replay one exactly
+	$(PYTHON) tests/simulation/run.py --cluster $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),50))
 
 sim-planted: build ## plant known bugs, one at a time, and count the seeds until the simulator finds each
 	$(PYTHON) tests/simulation/planted.py

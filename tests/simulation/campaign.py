@@ -1,23 +1,40 @@
 """Many seeds in a row, and the demand that everything which can happen did.
 
 A campaign that found nothing because nothing happened is a failure too: the counts of all seeds are added up, and
-each of `DEMANDED` must be there.
+each of what its simulator demands must be there. There are two simulators: bare shards, and whole clusters.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster_profile import draw_cluster
+from cluster_world import run_cluster
 from flotta_consensus.sim.profile import draw_profile
 from shard_world import RunResult, run_seed
 
-CORPUS = Path(__file__).with_name("corpus.txt")
+HERE = Path(__file__).parent
 
-DEMANDED = {
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """What a campaign runs. `demanded` and `also_told` are counts of its transcripts."""
+
+    target: str  # of make
+    corpus: Path
+    run: Callable[[int, Callable[[str], None] | None], RunResult]
+    demanded: Mapping[str, str]
+    also_told: Sequence[str]
+
+    def reproduce(self, seed: int) -> str:
+        return f"make {self.target} SEED={seed}"
+
+
+_COMMON = {
     "elections": "elections",
     "crashes": "crashes",
     "power_cuts": "power cuts",
@@ -27,20 +44,45 @@ DEMANDED = {
     "partitions": "partitions",
     "unknown_outcomes": "unknown outcomes",
 }
-ALSO_TOLD = (
-    "operations_ok", "operations_rejected", "operations_unknown", "unknown_that_happened", "states_compared",
-    "log_entries_compared", "promises_compared", "keys_checked", "keys_undecided", "failpoint_deaths",
-    "disk_deaths", "pauses",
-    "crashes_of_all", "states_reverted", "snapshots_built", "replicas_removed", "joint_changes", "transfers_asked",
-    "clock_jumps", "packets_lost", "packets_duplicated", "packets_replayed", "clogs", "slow_disks", "full_disks",
+_COMMONLY_TOLD = (
+    "operations_ok", "operations_rejected", "operations_unknown", "states_compared", "keys_checked", "keys_undecided",
+    "failpoint_deaths", "disk_deaths", "pauses", "crashes_of_all", "states_reverted", "snapshots_built", "clock_jumps",
+    "packets_lost", "packets_duplicated", "packets_replayed", "clogs", "slow_disks", "full_disks",
+)  # fmt: skip
+
+SHARDS = Simulator(
+    "sim",
+    HERE / "corpus.txt",
+    lambda seed, echo: run_seed(draw_profile(seed), echo),
+    _COMMON,
+    (
+        *_COMMONLY_TOLD, "unknown_that_happened", "log_entries_compared", "promises_compared", "replicas_removed",
+        "joint_changes", "transfers_asked",
+    ),
+)  # fmt: skip
+CLUSTER = Simulator(
+    "sim-cluster",
+    HERE / "cluster_corpus.txt",
+    lambda seed, echo: run_cluster(draw_cluster(seed), echo),
+    {
+        **_COMMON,
+        "moves_planned": "moves of the planner",
+        "move_ordered": "moves by operators",
+        "drain_ordered": "drains",
+        "factor_ordered": "factors changed",
+        "nodes_added": "nodes added",
+        "nodes_destroyed": "machines destroyed",
+        "connections_cut": "connections cut",
+        "event_removed": "replicas removed",
+    },
+    (
+        *_COMMONLY_TOLD, "views_looked_at", "decisions", "cancel_ordered", "rebalance_ordered", "lead_ordered",
+        "decommission_ordered", "nodes_dismissed",
+    ),
 )  # fmt: skip
 
 
-def reproduce(seed: int) -> str:
-    return f"make sim SEED={seed}"
-
-
-def read_corpus(path: Path = CORPUS) -> list[tuple[int, str]]:
+def read_corpus(path: Path) -> list[tuple[int, str]]:
     """Every seed that ever failed, with the note of what it was."""
     found: list[tuple[int, str]] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -57,6 +99,7 @@ def read_corpus(path: Path = CORPUS) -> list[tuple[int, str]]:
 class Campaign:
     """What a number of seeds came to."""
 
+    simulator: Simulator
     counts: Counter[str] = field(default_factory=Counter)
     results: list[RunResult] = field(default_factory=list)
     seconds: float = 0.0
@@ -70,20 +113,20 @@ class Campaign:
 
     def missing(self) -> list[str]:
         """What should have happened somewhere and did nowhere."""
-        return [told for name, told in DEMANDED.items() if not self.counts[name]]
+        return [told for name, told in self.simulator.demanded.items() if not self.counts[name]]
 
     def summary(self) -> str:
         """The counts, and what is wrong; a clean campaign ends in `clean`."""
         seeds = len(self.results)
         rate = f"{self.seconds / seeds:.2f} s a seed" if seeds else "no seeds"
         lines = [f"{seeds} seeds, {rate}, {sum(result.steps for result in self.results)} events"]
-        lines += [f"  {told:<22} {self.counts[name]:>9}" for name, told in DEMANDED.items()]
-        lines += [f"  {name.replace('_', ' '):<22} {self.counts[name]:>9}" for name in ALSO_TOLD]
+        lines += [f"  {told:<22} {self.counts[name]:>9}" for name, told in self.simulator.demanded.items()]
+        lines += [f"  {name.replace('_', ' '):<22} {self.counts[name]:>9}" for name in self.simulator.also_told]
         died = sorted(name.removeprefix("died_at ") for name in self.counts if name.startswith("died_at "))
         lines.append(f"  died at {len(died)} different failpoints: {', '.join(died) or 'none'}")
         lines += [f"VACUOUS: no {told} in the whole campaign" for told in self.missing()]
         lines += [
-            f"FAILED seed {failure.seed}: {failure.violation}\n  reproduce: {reproduce(failure.seed)}"
+            f"FAILED seed {failure.seed}: {failure.violation}\n  reproduce: {self.simulator.reproduce(failure.seed)}"
             for failure in self.failures()
         ]
         if not self.failures() and not self.missing():
@@ -92,20 +135,20 @@ class Campaign:
 
 
 def run_campaign(
-    seeds: Iterable[int], told: Callable[[str], None] = lambda line: None, failures_max: int = 5
+    simulator: Simulator, seeds: Iterable[int], told: Callable[[str], None] = lambda line: None, failures_max: int = 5
 ) -> Campaign:
     """Run seeds one after the other; give up after some failures."""
-    campaign = Campaign()
+    campaign = Campaign(simulator)
     for seed in seeds:
         began = time.monotonic()
-        result = run_seed(draw_profile(seed))
+        result = simulator.run(seed, None)
         took = time.monotonic() - began
         campaign.seconds += took
         campaign.add(result)
         told(f"seed {seed}: {result.violation or 'ok'} ({took:.1f} s, {result.digest[:12]})")
         if result.violation:
             told("\n".join(["  " + line for line in result.tail[-12:]]))
-            told(f"  reproduce: {reproduce(seed)}")
+            told(f"  reproduce: {simulator.reproduce(seed)}")
             if len(campaign.failures()) >= failures_max:
                 break
     return campaign

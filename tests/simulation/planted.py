@@ -22,7 +22,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PATCHES = HERE / "planted"
 PARTS = ("libs", "services", "native", "tests/simulation")
-PACKAGES = ("libs/proto", "libs/consensus", "libs/embedded", "libs/runtime", "services/storage")
+PACKAGES = (
+    "libs/proto", "libs/consensus", "libs/embedded", "libs/runtime", "services/storage", "services/coordinator",
+    "services/gateway",
+)  # fmt: skip
 SEEDS_MAX = 150
 QUICK_BUILD = {
     # The same code with fewer optimisations: what counts here is the time from a patch to its module.

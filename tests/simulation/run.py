@@ -1,4 +1,5 @@
-"""The simulator's command line: `make sim SEEDS=n` runs fresh seeds, `make sim SEED=k` replays one and prints it all.
+"""The simulators' command line: `make sim SEEDS=n` runs fresh seeds, `make sim SEED=k` replays one and prints it all;
+`make sim-cluster` (here `--cluster`) does the same with whole clusters.
 
 A replay runs the seed twice, the second time in silence, and fails if the two transcripts differ.
 """
@@ -9,21 +10,18 @@ import argparse
 import sys
 import time
 
-from campaign import fresh_seeds, read_corpus, reproduce, run_campaign
-from flotta_consensus.sim.profile import draw_profile
-from shard_world import run_seed
+from campaign import CLUSTER, SHARDS, Simulator, fresh_seeds, read_corpus, run_campaign
 
 SEED_SPACE = 1 << 40
 
 
-def replay(seed: int, *, quiet: bool) -> int:
+def replay(simulator: Simulator, seed: int, *, quiet: bool) -> int:
     """Run one seed and print its transcript; 1 if something is broken or the run is not a function of its seed."""
-    profile = draw_profile(seed)
-    result = run_seed(profile, None if quiet else print)
+    result = simulator.run(seed, None if quiet else print)
     print(f"{result.described}\ntranscript {result.digest}, {result.steps} events")
     for name, count in result.counts.items():
         print(f"  {name:<40} {count:>9}")
-    again = run_seed(profile)
+    again = simulator.run(seed, None)
     if again.digest != result.digest:
         print(f"NOT DETERMINISTIC: {result.digest} and then {again.digest}")
         return 1
@@ -39,18 +37,21 @@ def main() -> int:
     parser.add_argument("--no-corpus", action="store_true", help="fresh seeds only")
     parser.add_argument("--first-failure", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--quiet", action="store_true", help="with --seed: no transcript, only its hash and counts")
+    parser.add_argument("--cluster", action="store_true", help="whole clusters instead of bare shards")
     options = parser.parse_args()
+    simulator = CLUSTER if options.cluster else SHARDS
     if options.seed is not None:
-        return replay(options.seed, quiet=options.quiet)
+        return replay(simulator, options.seed, quiet=options.quiet)
     base = options.base if options.base is not None else int(time.time() * 1_000) % SEED_SPACE
-    corpus = [] if options.no_corpus else [seed for seed, _ in read_corpus()]
+    corpus = [] if options.no_corpus else [seed for seed, _ in read_corpus(simulator.corpus)]
     print(f"{len(corpus)} seeds of the corpus, then {options.seeds} from {base} on", flush=True)
     seeds = [*corpus, *fresh_seeds(options.seeds, base)]
-    campaign = run_campaign(seeds, lambda line: print(line, flush=True), failures_max=1 if options.first_failure else 5)
+    failures_max = 1 if options.first_failure else 5
+    campaign = run_campaign(simulator, seeds, lambda line: print(line, flush=True), failures_max)
     print(campaign.summary())
     for failure in campaign.failures():
-        print(f"add to tests/simulation/corpus.txt: {failure.seed}  # {failure.violation[:80]}")
-        print(f"reproduce with: {reproduce(failure.seed)}")
+        print(f"add to tests/simulation/{simulator.corpus.name}: {failure.seed}  # {failure.violation[:80]}")
+        print(f"reproduce with: {simulator.reproduce(failure.seed)}")
     return 1 if campaign.failures() or campaign.missing() else 0
 
 

@@ -56,12 +56,14 @@ class Admin:
     def __init__(
         self,
         world: World,
+        processes: dict[int, SimProcess],
         services: dict[int, ShardService],
         configurations: Configurations,
         rng: random.Random,
         next_sequence: int,
     ) -> None:
         self._world = world
+        self._processes = processes
         self._services = services
         self._configurations = configurations
         self._rng = rng
@@ -76,7 +78,7 @@ class Admin:
 
     def leader_of(self, group: int) -> SimProcess | None:
         """A process that believes to lead; there may be a newer one."""
-        for node in self._world.nodes.values():
+        for node in self._processes.values():
             if node.alive and not node.paused and group in node.driver.groups():
                 role = node.driver.role(group)
                 if role is not None and role.is_leader:
@@ -87,18 +89,18 @@ class Admin:
         """Choose where the group's voters should be."""
         if group in self._targets:
             return
-        rng, world = self._rng, self._world
+        rng, world, nodes = self._rng, self._world, self._processes
         members = self._configurations.members(group)
         voters = set(members.voters)
         taken = {node_of(replica) for replica in (*members.voters, *members.learners, *members.outgoing)}
-        free = [node for node in sorted(world.nodes) if group not in world.nodes[node].intents and node not in taken]
+        free = [node for node in sorted(nodes) if group not in nodes[node].intents and node not in taken]
         targets = voters - self._condemned
         if not targets:
             return
         if free and rng.random() < 0.7:
             node = rng.choice(free)
             replica = self.fresh(node)
-            world.nodes[node].place(group, replica, ())
+            nodes[node].place(group, replica, ())
             targets.add(replica)
         if len(targets) > 3 or (len(targets) > 1 and rng.random() < 0.4):
             targets.discard(rng.choice(sorted(voters)))
@@ -195,8 +197,8 @@ class Admin:
 
     def sweep(self) -> None:
         """Replicas that the map no longer names ask a leader whether they are still members."""
-        for number in sorted(self._world.nodes):
-            node = self._world.nodes[number]
+        for number in sorted(self._processes):
+            node = self._processes[number]
             for group, (replica, _) in sorted(node.intents.items()):
                 if replica in self._configurations.ever[group] and replica not in self._configurations.members(group):
                     leader = self.leader_of(group)

@@ -89,6 +89,7 @@ class ShardWorld:
         self.observer.on_applied = self.configurations.applied
         transcript.note("world", profile.describe())
         self.services: dict[int, ShardService] = {}
+        self.processes: dict[int, SimProcess] = {}
         rng = stream(seed, "world")
         background_flush_one_in = rng.choice((0, 3, 20))
         for number in numbers:
@@ -96,11 +97,12 @@ class ShardWorld:
             store = ShardStore(
                 number, profile.groups, self.observer, failpoints, rng.getrandbits(63), background_flush_one_in
             )
-            self.services[number] = ShardService(SimProcess(self.world, number, store, failpoints))
+            process = self.processes[number] = SimProcess(self.world, number, store, failpoints)
+            self.services[number] = ShardService(process)
         for number in numbers:
             self.world.nodes[number].start()
         self.births = self._place_births()
-        self.admin = Admin(self.world, self.services, self.configurations, stream(seed, "admin"), 1_000)
+        self.admin = Admin(self.world, self.processes, self.services, self.configurations, stream(seed, "admin"), 1_000)
         self.nemesis = Nemesis(self.world, profile.faults, (*CONSENSUS_FAILPOINTS, *STATE_FAILPOINTS))
         self._schedule_changes()
         self.keys = draw_keys(profile.groups, rows=rng.choice((2, 4)), timed=1, chains=1)
@@ -141,7 +143,7 @@ class ShardWorld:
     def _bear(self, group: int, voter: int, voters: list[int]) -> None:
         """A voter that the others have removed before its node heard of it is never made."""
         if voter in self.configurations.members(group):
-            self.world.nodes[node_of(voter)].place(group, voter, voters)
+            self.processes[node_of(voter)].place(group, voter, voters)
 
     def _schedule_changes(self) -> None:
         faults, nemesis, admin = self.profile.faults, self.nemesis, self.admin
@@ -220,7 +222,7 @@ class ShardWorld:
                 return f"group {group} has no leader"
             indices = set()
             for replica in (*members.voters, *members.learners):
-                node = self.world.nodes[node_of(replica)]
+                node = self.processes[node_of(replica)]
                 if not node.alive or node.intents.get(group, (0,))[0] != replica or group not in node.driver.groups():
                     return f"group {group}: {node.name} does not hold replica {replica:#x}"
                 if node.driver.machine(group).members() != members:
@@ -228,13 +230,13 @@ class ShardWorld:
                 indices.add(node.driver.machine(group).applied_index())
             if idle and len(indices) != 1:
                 return f"group {group}: applied indices {sorted(indices)}"
-            for node in self.world.nodes.values():
+            for node in self.processes.values():
                 replica = node.intents.get(group, (0,))[0]
                 if replica in self.configurations.ever[group] and replica not in members:
                     return f"group {group}: {node.name} still holds the removed replica {replica:#x}"
         if idle and not all(client.idle for client in self.clients):
             return "a client still waits"
-        waiting = {node.name: node.driver.waiting() for node in self.world.nodes.values()}
+        waiting = {node.name: node.driver.waiting() for node in self.processes.values()}
         return f"requests without an answer: {waiting}" if idle and any(waiting.values()) else ""
 
     # -- the checks ---------------------------------------------------------------------------------------------
@@ -283,7 +285,7 @@ class ShardWorld:
         members = self.configurations.members(group)
         expected = {key: (row.value, row.version) for key, row in model.living().items()}
         for replica in (*members.voters, *members.learners):
-            observed = self.world.nodes[node_of(replica)].driver.machine(group)
+            observed = self.processes[node_of(replica)].driver.machine(group)
             if not isinstance(observed, ObservedMachine) or not isinstance(observed.inner, Machine):
                 raise TypeError("every machine of the simulation is an observed one")
             machine = observed.inner

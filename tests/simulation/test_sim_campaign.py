@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from campaign import Campaign, read_corpus, reproduce, run_campaign
+from campaign import SHARDS, Campaign, read_corpus, run_campaign
 from flotta_consensus.sim.profile import draw_profile
 from shard_world import run_seed
 
@@ -21,15 +21,15 @@ SEEDS = int(os.environ.get("SIM_SEEDS", "30"))
 BASE = int(os.environ.get("SIM_BASE", str(int(time.time()) % (1 << 40))))
 
 
-@pytest.mark.parametrize(("seed", "note"), read_corpus())
+@pytest.mark.parametrize(("seed", "note"), read_corpus(SHARDS.corpus))
 def test_every_seed_that_ever_failed(seed: int, note: str) -> None:
     result = run_seed(draw_profile(seed))
-    assert not result.violation, f"{note}: {result.violation}\n{reproduce(seed)}"
+    assert not result.violation, f"{note}: {result.violation}\n{SHARDS.reproduce(seed)}"
 
 
 @pytest.mark.timeout(60 + 20 * SEEDS)
 def test_fresh_seeds() -> None:
-    campaign = run_campaign(range(BASE, BASE + SEEDS), print)
+    campaign = run_campaign(SHARDS, range(BASE, BASE + SEEDS), print)
     print(campaign.summary())
     assert not campaign.failures(), campaign.summary()
     if SEEDS >= 25:
@@ -54,7 +54,7 @@ def test_a_run_is_a_function_of_its_seed() -> None:
 
 
 def test_a_campaign_in_which_nothing_happens_fails() -> None:
-    campaign = Campaign()
+    campaign = Campaign(SHARDS)
     assert set(campaign.missing()) >= {"elections", "torn tails", "snapshots installed", "unknown outcomes"}
     assert "VACUOUS: no partitions" in campaign.summary()
     assert "clean" not in campaign.summary()

@@ -42,7 +42,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class Stored:
     identity: Identity
     formed: bool  # groups were created: a log must exist from now on
 
@@ -50,7 +50,7 @@ class _Stored:
 class DataDirectory:
     """An opened, locked data directory. `identity` changes only through `adopt`."""
 
-    def __init__(self, path: Path, lock: int, stored: _Stored, *, is_new: bool, failpoints: Failpoints) -> None:
+    def __init__(self, path: Path, lock: int, stored: Stored, *, is_new: bool, failpoints: Failpoints) -> None:
         self.path = path
         self.is_new = is_new  # this start made the identity: nothing was here before
         self._lock = lock
@@ -81,7 +81,7 @@ class DataDirectory:
             is_new = stored is None
             if stored is None:
                 _refuse_foreign_files(path)
-                stored = _Stored(Identity(node_id, new_store_id()), formed=False)
+                stored = Stored(Identity(node_id, new_store_id()), formed=False)
                 points.reach("consensus.before_identity_write")
                 _write_identity(path, stored)
                 points.reach("consensus.after_identity_write")
@@ -145,7 +145,7 @@ class DataDirectory:
             os.close(self._lock)
             self._lock = -1
 
-    def _store(self, stored: _Stored) -> None:
+    def _store(self, stored: Stored) -> None:
         self._failpoints.reach("consensus.before_identity_write")
         _write_identity(self.path, stored)
         self._stored = stored
@@ -223,7 +223,7 @@ def _refuse_foreign_files(path: Path) -> None:
         raise IdentityError(f"data directory {path} has no {IDENTITY_FILE} but is not empty (it holds '{found[0]}')")
 
 
-def _read_identity(path: Path, node_id: str) -> _Stored | None:
+def _read_identity(path: Path, node_id: str) -> Stored | None:
     file = path / IDENTITY_FILE
     if not file.exists():
         return None
@@ -235,7 +235,7 @@ def _read_identity(path: Path, node_id: str) -> _Stored | None:
             cluster_id=str(row["cluster_id"]),
             node_num=int(row["node_num"]),
         )
-        stored = _Stored(identity, formed=bool(row["formed"]))
+        stored = Stored(identity, formed=bool(row["formed"]))
     except (KeyError, TypeError, ValueError) as error:
         raise IdentityError(f"{file} is not a valid identity file: {error!r}") from error
     if identity.node_id != node_id:
@@ -243,7 +243,7 @@ def _read_identity(path: Path, node_id: str) -> _Stored | None:
     return stored
 
 
-def _write_identity(path: Path, stored: _Stored) -> None:
+def _write_identity(path: Path, stored: Stored) -> None:
     row = {"format": _FORMAT, **asdict(stored.identity), "formed": stored.formed}
     replace_file(path / IDENTITY_FILE, json.dumps(row, indent=1).encode())
 

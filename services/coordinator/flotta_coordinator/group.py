@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from flotta_consensus.aio import GroupHost
 from flotta_consensus.api import Outcome, ReadOutcome, Rejected, RejectReason, RoleChange, node_of, replica_id
+from flotta_consensus.groups import Groups
 
 GROUP = 1
 MEMBER_COUNTS = (1, 3, 5)
@@ -27,9 +27,9 @@ class HostGroup:
     """The group in this process's host. Before the host is open nobody is known to lead."""
 
     def __init__(self) -> None:
-        self._host: GroupHost | None = None
+        self._host: Groups | None = None
 
-    def attach(self, host: GroupHost) -> None:
+    def attach(self, host: Groups) -> None:
         self._host = host
 
     async def propose(self, payload: bytes, timeout_ms: int) -> Outcome:

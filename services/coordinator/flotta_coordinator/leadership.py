@@ -33,14 +33,14 @@ class Session:
         self.liveness = liveness
         self.memory = Memory()
         self.ended = False
-        self._wakers: set[asyncio.Event] = set()
+        self._wakers: dict[asyncio.Event, None] = {}  # in the order they came
 
     def wake_on_end(self, waker: asyncio.Event) -> None:
         """Have an event set when the session ends, until `forget`."""
-        self._wakers.add(waker)
+        self._wakers[waker] = None
 
     def forget(self, waker: asyncio.Event) -> None:
-        self._wakers.discard(waker)
+        self._wakers.pop(waker, None)
 
     def end(self) -> None:
         self.ended = True

@@ -40,7 +40,7 @@ class MetadataStore:
         self._state = ClusterState()
         self._history = History(0)
         self._view: Callable[[], View] | None = None
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: dict[asyncio.Event, None] = {}  # in the order they came
 
     def attach(self, view: Callable[[], View]) -> None:
         """`view()` is the machine's live view; asked again every time, because a restore replaces it."""
@@ -60,7 +60,7 @@ class MetadataStore:
 
     def subscribe(self, event: asyncio.Event) -> None:
         """Have an event set after every change, until `unsubscribe`."""
-        self._waiting.add(event)
+        self._waiting[event] = None
 
     async def changed(self, timeout_ms: int) -> bool:
         """Wait for the next change; False when the time is up first."""
@@ -76,7 +76,7 @@ class MetadataStore:
         return True
 
     def unsubscribe(self, event: asyncio.Event) -> None:
-        self._waiting.discard(event)
+        self._waiting.pop(event, None)
 
     def _handle(self, overlay: Overlay, commands: Sequence[Command]) -> list[list[Result]]:
         self._reload(overlay)

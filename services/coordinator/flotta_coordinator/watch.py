@@ -29,7 +29,7 @@ class Watchers:
         self._messages = messages
         self._heartbeat_ms = heartbeat_ms
         self._watchers_max = watchers_max
-        self._wakers: set[asyncio.Event] = set()
+        self._wakers: dict[asyncio.Event, None] = {}  # in the order they came
         self._closed = False
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class Watchers:
         if len(self._wakers) >= self._watchers_max:
             raise RateLimited(f"{self._watchers_max} watchers are connected already", retry_after_ms=RETRY_AFTER_MS)
         waker = asyncio.Event()
-        self._wakers.add(waker)
+        self._wakers[waker] = None
         self._store.subscribe(waker)
         session.wake_on_end(waker)
         try:
@@ -66,7 +66,7 @@ class Watchers:
         finally:
             session.forget(waker)
             self._store.unsubscribe(waker)
-            self._wakers.discard(waker)
+            self._wakers.pop(waker, None)
 
     async def _woken(self, waker: asyncio.Event) -> bool:
         try:

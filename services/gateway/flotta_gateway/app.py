@@ -67,7 +67,7 @@ class Gateway:
             random.random,
             MapOptions(refresh_ms_min=settings.map_refresh_min_ms, idle_ms=settings.map_idle_ms),
         )
-        options = _link_options(settings)
+        options = link_options(settings)
         self._turns = Turns()
         self._native: Links | None = None
         ways: tuple[SessionFactory, ...] = (grpc_sessions(options, token, self._tls),)
@@ -182,7 +182,7 @@ class Gateway:
         return False, NO_SHARDS if self.maps.answered else "no coordinator has given a shard map yet"
 
 
-def _link_options(settings: GatewaySettings) -> LinkOptions:
+def link_options(settings: GatewaySettings) -> LinkOptions:
     return LinkOptions(
         operations_max=settings.node_operations_max,
         bytes_max=settings.node_bytes_max,

@@ -44,7 +44,7 @@ class LinkPool:
     def keep(self, addresses: Iterable[str]) -> None:
         """Connect to `addresses` ahead of the first request, and close what is neither among them nor in use."""
         wanted = set(addresses)
-        for address in wanted:
+        for address in sorted(wanted):
             self.link_to(address)
         for address, link in list(self._links.items()):
             if address not in wanted and link.operations_open == 0:

@@ -172,7 +172,6 @@ class StorageNode:
                 Shared(
                     self._settings,
                     self.directory,
-                    self._transport,
                     self._link,
                     self._asker,
                     self.model,
@@ -182,6 +181,7 @@ class StorageNode:
                     self._failpoints,
                     self._turns,
                 ),
+                self._transport,
             )
             await self._serve(self.backend, hello=known)
         except BaseException:

@@ -14,10 +14,12 @@ import flotta_native
 from flotta_consensus.aio import GroupHost
 from flotta_consensus.api import Failpoints
 from flotta_consensus.core.effects import HostEvent
+from flotta_consensus.groups import Groups
 from flotta_consensus.grpc_transport import GrpcTransport
 from flotta_consensus.identity import DataDirectory
 from flotta_consensus.opening import HostOptions, MissingMachine
 from flotta_consensus.snapshot_files import SnapshotDamaged
+from flotta_embedded.api import Engine
 from flotta_embedded.machine import Machine
 from flotta_embedded.registry import Registry
 from flotta_embedded.rocks import RocksEngine
@@ -52,7 +54,6 @@ class Shared:
 
     settings: StorageSettings
     directory: DataDirectory
-    transport: GrpcTransport
     link: CoordinatorLink
     asker: MembershipAsker
     model: MapModel
@@ -69,11 +70,11 @@ class Backend:
     def __init__(
         self,
         shared: Shared,
-        engine: RocksEngine,
+        engine: Engine,
         records: NodeRecords,
         registry: Registry,
         machines: Mapping[int, Machine],
-        host: GroupHost,
+        host: Groups,
     ) -> None:
         settings, identity = shared.settings, shared.directory.identity
         self._shared = shared
@@ -173,7 +174,7 @@ class Backend:
             self._log.info("raft event", **fields, left_out=left_out)
 
 
-def open_backend(shared: Shared) -> Backend:
+def open_backend(shared: Shared, transport: GrpcTransport) -> Backend:
     """Open everything this directory holds. Blocking; StartupError with one sentence if something does not fit."""
     directory = shared.directory
     identity = directory.identity
@@ -195,7 +196,7 @@ def open_backend(shared: Shared) -> Backend:
             directory.path,
             identity.node_num,
             machines,
-            shared.transport,
+            transport,
             options=HostOptions(
                 tick_ms=shared.settings.tick_ms,
                 election_ticks=shared.settings.election_ticks,

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 import flotta_native
-from flotta_consensus.aio import GroupHost
+from flotta_consensus.groups import Groups
 
 from flotta_storage.replica_table import ReplicaTable
 from flotta_storage.stamping import Stamps
@@ -36,7 +36,7 @@ def lagging(
 class HealthMonitor:
     """`run()` looks at all replicas now and then; `readiness` tells what it saw last."""
 
-    def __init__(self, host: GroupHost, replicas: ReplicaTable, stamps: Stamps) -> None:
+    def __init__(self, host: Groups, replicas: ReplicaTable, stamps: Stamps) -> None:
         self._host = host
         self._replicas = replicas
         self._stamps = stamps

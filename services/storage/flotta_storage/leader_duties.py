@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 
 import flotta_native
-from flotta_consensus.aio import GroupHost
 from flotta_consensus.api import Committed, Rejected
+from flotta_consensus.groups import Groups
 from flotta_runtime.clock import Clock
 from flotta_runtime.logging import get_logger
 
@@ -42,7 +42,7 @@ class LeaderDuties:
 
     def __init__(
         self,
-        host: GroupHost,
+        host: Groups,
         replicas: ReplicaTable,
         model: MapModel,
         clock: Clock,

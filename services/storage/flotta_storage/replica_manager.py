@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from flotta_consensus.aio import GroupHost
 from flotta_consensus.api import Failpoints, Members
+from flotta_consensus.groups import Groups
 from flotta_consensus.identity import DataDirectory
 from flotta_embedded.api import Engine
 from flotta_embedded.generations import current
@@ -66,7 +66,7 @@ class ReplicaManager:
         engine: Engine,
         registry: Registry,
         records: NodeRecords,
-        host: GroupHost,
+        host: Groups,
         model: MapModel,
         replicas: ReplicaTable,
         ask: Ask,

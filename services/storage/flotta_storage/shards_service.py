@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
-from flotta_consensus.aio import GroupHost
 from flotta_consensus.api import Committed, ReadReady
+from flotta_consensus.groups import Groups
 from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.flotta.storage_pb2_grpc import ShardsServicer
 from flotta_runtime.errors import NotFound, Unavailable
@@ -77,7 +77,7 @@ class ShardsService(ShardsServicer):
         self._replicas = replicas
         self._budget = budget
         self._connections = connections
-        self.host: GroupHost | None = None
+        self.host: Groups | None = None
         self.compactor: Compactor | None = None
 
     async def Execute(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import flotta_native
 
 from flotta_consensus.sim.clock import US_PER_MS, stream
-from flotta_consensus.sim.process import SimProcess
+from flotta_consensus.sim.node import SimNode
 from flotta_consensus.sim.profile import FaultProfile
 from flotta_consensus.sim.world import World
 
@@ -24,8 +24,8 @@ class Nemesis:
         self._profile = profile
         self._failpoints = tuple(failpoints)
         self._stopped = False
-        for node in world.nodes.values():
-            node.on_crash = self._crashed
+        for node in list(world.nodes.values()):
+            self.adopt(node)
         plans: list[tuple[str, int, Callable[[], None]]] = [
             ("crash", profile.crash_every_ms, self._crash_one),
             ("crash_all", profile.crash_all_every_ms, self._crash_all),
@@ -39,6 +39,11 @@ class Nemesis:
         for name, mean_ms, action in plans:
             if mean_ms:
                 self.repeat(name, mean_ms, action)
+
+    def adopt(self, node: SimNode) -> None:
+        """A node that may be broken from here on, and is mended."""
+        self._world.nodes[node.number] = node
+        node.on_crash = self._crashed
 
     def repeat(self, name: str, mean_ms: int, action: Callable[[], None]) -> None:
         """Do something at exponential intervals, from a stream of its own."""
@@ -67,21 +72,16 @@ class Nemesis:
             node.resume()
             node.start()
 
-    def _node(self, *, alive: bool = True) -> SimProcess | None:
+    def _node(self, *, alive: bool = True) -> SimNode | None:
         nodes = [node for _, node in sorted(self._world.nodes.items()) if node.alive is alive]
         return self._rng.choice(nodes) if nodes else None
 
-    def _leader_or_any(self) -> SimProcess | None:
+    def _leader_or_any(self) -> SimNode | None:
         """Faults hurt most where a leader is."""
-        leaders = [
-            node
-            for _, node in sorted(self._world.nodes.items())
-            if node.alive
-            and any((role := node.driver.role(group)) and role.is_leader for group in node.driver.groups())
-        ]
+        leaders = [node for _, node in sorted(self._world.nodes.items()) if node.alive and node.leads()]
         return self._rng.choice(leaders) if leaders and self._rng.random() < 0.6 else self._node()
 
-    def _crashed(self, node: SimProcess) -> None:
+    def _crashed(self, node: SimNode) -> None:
         """Somebody starts it again, some time later."""
         down_ms = min(node.rng.expovariate(1 / self._profile.down_mean_ms), self._profile.down_max_ms)
         if self._stopped:
@@ -94,19 +94,16 @@ class Nemesis:
         node = self._leader_or_any()
         if node is None:
             return
-        if self._rng.random() < 0.7:
-            # In the middle of its next write, where a crash between two events never is.
-            node.host.arm_failpoint(self._rng.choice(("raft.after_append", "raft.before_sync")), 1)
-        else:
+        amid = self._rng.random() < 0.7
+        # In the middle of its next write, where a crash between two events never is.
+        if not (amid and node.arm_native(self._rng.choice(("raft.after_append", "raft.before_sync")), 1)):
             node.crash(power=self._rng.random() < 0.6, why="nemesis")
 
     def _crash_all(self) -> None:
         self._world.transcript.count("crashes_of_all")
         power, amid = self._rng.random() < 0.8, self._rng.random() < 0.5
         for _, node in sorted(self._world.nodes.items()):
-            if node.alive and amid:
-                node.host.arm_failpoint("raft.before_sync", 1)
-            elif node.alive:
+            if node.alive and not (amid and node.arm_native("raft.before_sync", 1)):
                 node.crash(power=power, why="nemesis, all")
 
     def _arm(self) -> None:
@@ -117,7 +114,7 @@ class Nemesis:
         hits = self._rng.choice((1, 1, 2, 5, 25))
         if self._rng.random() < 0.5:
             name = self._rng.choice(sorted(flotta_native.FAILPOINTS))
-            node.host.arm_failpoint(name, hits)
+            node.arm_native(name, hits)
         else:
             name = self._rng.choice(self._failpoints)
             node.failpoints.arm(name, hits)

@@ -79,10 +79,19 @@ class Network:
 
     # Sending
 
-    def send(self, source: int, target: int, deliver: Callable[[], None], *, faithful: bool = False) -> bool:
+    def send(
+        self,
+        source: int,
+        target: int,
+        deliver: Callable[[], None],
+        *,
+        faithful: bool = False,
+        lost: Callable[[], None] | None = None,
+    ) -> bool:
         """Put a packet on its way. `faithful` ones are never duplicated or replayed (a reply to a client).
 
-        False when it is known never to arrive, which only a simulation can know.
+        False when it is known never to arrive, which only a simulation can know; `lost` is called when that turns out
+        later, so that whoever models a reliable connection sends it again.
         """
         profile, rng, link = self.profile, self._rng, (source, target)
         if link in self._cut:
@@ -94,7 +103,7 @@ class Network:
         if self._under_way[link] >= profile.path_capacity:
             self._transcript.count("packets_over_capacity")
             return False
-        self._carry(link, self._delay_us(), deliver)
+        self._carry(link, self._delay_us(), deliver, lost=lost)
         if faithful:
             return True
         if rng.random() < profile.duplicate:
@@ -114,7 +123,13 @@ class Network:
         return self.profile.delay_min_us + int(extra_us)
 
     def _carry(
-        self, link: tuple[int, int], delay_us: int, deliver: Callable[[], None], *, ordered: bool = True
+        self,
+        link: tuple[int, int],
+        delay_us: int,
+        deliver: Callable[[], None],
+        *,
+        ordered: bool = True,
+        lost: Callable[[], None] | None = None,
     ) -> None:
         at_us = max(self._scheduler.now_us, self._clogged_until_us.get(link, 0)) + delay_us
         if ordered and not self.profile.reorder:
@@ -126,6 +141,8 @@ class Network:
             self._under_way[link] -= 1
             if link in self._cut:
                 self._transcript.count("packets_cut")
+                if lost is not None:
+                    lost()
                 return
             deliver()
 

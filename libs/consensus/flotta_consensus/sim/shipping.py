@@ -16,7 +16,7 @@ from flotta_consensus.core.manifest import Manifest, built_name, incoming_name
 from flotta_consensus.sim.checkers import SafetyViolation
 
 if TYPE_CHECKING:
-    from flotta_consensus.sim.process import SimProcess
+    from flotta_consensus.sim.node import SimNode
 
 Answer = Callable[[bool], None]
 
@@ -27,7 +27,7 @@ SEND_TIMEOUT_MS = 3_000
 class SnapshotShipping:
     """Belongs to one process; its files survive it."""
 
-    def __init__(self, process: SimProcess) -> None:
+    def __init__(self, process: SimNode) -> None:
         self._process = process
         self._awaited: dict[int, SendSnapshot] = {}
         self._offers = 0
@@ -107,10 +107,13 @@ class SnapshotShipping:
             process.world.transcript.count("snapshots_gone_before_sending")
             process.driver.snapshot_sent(offer, False, file_lost=content is None)
             return
+        target = process.peer(offer.node_num)
+        if target is None:
+            process.driver.snapshot_sent(offer, False)
+            return
         self._offers += 1
         number = self._offers
         self._awaited[number] = offer
-        target = process.world.nodes[offer.node_num]
         incarnation = process.incarnation
 
         def answer(ok: bool) -> None:
@@ -118,12 +121,12 @@ class SnapshotShipping:
                 if process.incarnation == incarnation:
                     process.run(lambda: self._answered(number, ok))
 
-            process.world.network.send(offer.node_num, process.number, arrive)
+            process.world.network.send(target.number, process.number, arrive)
 
         # A stream, unlike a frame, is never delivered twice.
         process.world.network.send(
             process.number,
-            offer.node_num,
+            target.number,
             lambda: target.run(lambda: target.shipping.receive(offer, manifest, content, answer)),
             faithful=True,
         )
@@ -145,6 +148,9 @@ class SnapshotShipping:
     def receive(self, offer: SendSnapshot, manifest: Manifest, content: bytes, answer: Answer) -> None:
         """The receiving side: durable and verified first, then the message."""
         process = self._process
+        if not process.takes(offer.node_num):
+            answer(False)
+            return
         if hashlib.sha256(content).digest() != manifest.sha256:
             raise SafetyViolation(f"{process.name} received a damaged snapshot of group {offer.group}")
         name = incoming_name(offer.group, manifest.index, manifest.sha256)

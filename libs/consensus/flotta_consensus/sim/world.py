@@ -14,13 +14,24 @@ from flotta_consensus.sim.profile import RaftProfile
 from flotta_consensus.sim.transcript import Transcript
 
 if TYPE_CHECKING:
-    from flotta_consensus.sim.process import SimProcess
+    from flotta_consensus.sim.node import SimNode
 
 WALL_START_MS = 1_700_000_000_000
 
 
-class Store(Protocol):
-    """The state machines of a node: they survive its process as far as they were flushed."""
+class Durable(Protocol):
+    """What of a node survives its process, as far as it was flushed."""
+
+    def crash(self) -> int:
+        """Back to what was flushed; returns how many replicas lost something."""
+
+    def fill_up_after(self, bytes: int) -> None: ...
+
+    def reset_faults(self) -> None: ...
+
+
+class Store(Durable, Protocol):
+    """The state machines of a node that is told its replicas."""
 
     def exists(self, group: int, replica: int) -> bool: ...
 
@@ -31,13 +42,6 @@ class Store(Protocol):
 
     def drop_others(self, keep: Sequence[tuple[int, int]]) -> None:
         """Drop what a crash left over: every machine but those of these (group, replica) pairs."""
-
-    def crash(self) -> int:
-        """Back to what was flushed; returns how many replicas lost something."""
-
-    def fill_up_after(self, bytes: int) -> None: ...
-
-    def reset_faults(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -50,7 +54,7 @@ class World:
     observer: Observer
     raft: RaftProfile
     seed: int
-    nodes: dict[int, SimProcess] = field(default_factory=dict)
+    nodes: dict[int, SimNode] = field(default_factory=dict)
 
     @property
     def wall_ms(self) -> int:
