@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from cluster_checks import has_quorum
 from cluster_clients import Outsider, pause_of
 from cluster_rpc import sim_dial
 from cluster_wires import RESET
 from flotta_consensus.api import node_of
 from flotta_consensus.sim.clock import stream
-from flotta_coordinator.core.quorum import has_quorum
 from flotta_coordinator.core.state import ClusterState, JobStatus, Shard
 from flotta_proto.flotta import operator_pb2 as op
 from flotta_proto.flotta.operator_pb2_grpc import OperatorStub

@@ -55,6 +55,10 @@ def draw_cluster(seed: int, *, run_ms: int = 18_000) -> ClusterProfile:
         crash_every_ms=faults.crash_every_ms * 2,
         crash_all_every_ms=faults.crash_all_every_ms * 2,
         clock_jump_max_ms=min(faults.clock_jump_max_ms, 20_000),
+        down_mean_ms=times.choice(
+            (500, 2_000, 6_000)
+        ),  # some nodes are DEAD for long enough to be replaced, and return
+        down_max_ms=15_000,
         transfer_every_ms=0,
         members_every_ms=0,
     )

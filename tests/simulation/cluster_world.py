@@ -8,6 +8,7 @@ a bound every shard must be whole again, every view of the map the coordinators'
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,8 @@ class Cluster:
         self._pass(self.profile.run_ms)
         self.operator.stop()
         self.nemesis.stop()
+        for node in (*self.coordinators, *self.storages, *self.gateways):
+            node.wall_offset_ms = node.rng.randint(-100, 100)  # somebody sets the clocks right
         self.settle(idle=False)
         before, until_us = self._acknowledged(), scheduler.now_us + SETTLE_MS * US_PER_MS
         self._pass(QUIET_LOAD_MS)
@@ -260,10 +263,12 @@ class Cluster:
         """Nothing of this run may run again, when the collector finds it."""
         alive = [node.loop for node in self.world.nodes.values() if isinstance(node, ClusterNode) and node.loop]
         outside = [self.operator.outsider.loop, *(client.outsider.loop for client in self.clients)]
-        for loop in (*self.dead_loops, *alive, *outside):
-            if loop is not None:
-                loop.kill()
-                loop.bury()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines whose process died before they began
+            for loop in (*self.dead_loops, *alive, *outside):
+                if loop is not None:
+                    loop.kill()
+                    loop.bury()
 
 
 def _unheard(logger: Any, name: str, event: Any) -> Any:

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PATCHES = HERE / "planted"
+CLUSTER_PATCHES = HERE / "planted_cluster"
 PARTS = ("libs", "services", "native", "tests/simulation")
 PACKAGES = (
     "libs/proto", "libs/consensus", "libs/embedded", "libs/runtime", "services/storage", "services/coordinator",
@@ -54,9 +56,9 @@ class Found:
     how: str
 
 
-def read_patches(names: list[str]) -> list[Patch]:
+def read_patches(names: list[str], folder: Path | None = None) -> list[Patch]:
     patches = []
-    for path in sorted(PATCHES.glob("*.patch")):
+    for path in sorted((folder or PATCHES).glob("*.patch")):
         if names and path.stem not in names:
             continue
         head = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
@@ -128,12 +130,12 @@ class Garden:
         if done.returncode:
             raise SystemExit(f"{patch.path.name} no longer applies; make it anew:\n{done.stdout}{done.stderr}")
 
-    def run(self, seeds: int, base: int) -> Found:
+    def run(self, seeds: int, base: int, flags: Sequence[str]) -> Found:
         """Ordinary random seeds until one fails."""
         paths = [self.site, *(self.tree / package for package in PACKAGES)]
         command = [
             sys.executable, str(self.tree / "tests/simulation/run.py"), "--no-corpus", "--first-failure",
-            "--seeds", str(seeds), "--base", str(base),
+            "--seeds", str(seeds), "--base", str(base), *flags,
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -149,9 +151,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="patches to plant, without .patch (default: all)")
     parser.add_argument("--base", type=int, help="the first seed (default: from the time of day)")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/planted", help="where to work")
+    parser.add_argument("--cluster", action="store_true", help="the bugs for the simulator of whole clusters")
     options = parser.parse_args()
     base = options.base if options.base is not None else int(time.time() * 1_000) % (1 << 40)
-    patches = sorted(read_patches(options.names), key=lambda patch: patch.native)
+    patches = sorted(
+        read_patches(options.names, CLUSTER_PATCHES if options.cluster else PATCHES), key=lambda patch: patch.native
+    )
     garden = Garden(options.folder.resolve())
     print(f"copying the tree and building its native module; seeds from {base} on", flush=True)
     garden.dig()
@@ -161,7 +166,7 @@ def main() -> int:
         garden.plant(patch)
         if not patch.native:
             garden.clean_module()
-        found = garden.run(patch.seeds_max, base)
+        found = garden.run(patch.seeds_max, base, ["--cluster"] if options.cluster else [])
         garden.weed(patch)
         took = f"{time.monotonic() - began:.0f} s"
         if found.seeds:

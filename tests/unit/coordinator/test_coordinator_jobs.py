@@ -159,6 +159,17 @@ def test_a_move_by_hand_is_done_or_says_that_it_was_not(world: World) -> None:
     assert job(world, third.number).status is JobStatus.CANCELLED
 
 
+def test_a_move_by_hand_amid_a_change_of_the_factor_does_not_hold_it_up(world: World) -> None:
+    begun = begin(world, commands.SetReplicationFactor(4))
+    shard = world.state.shards["shard-0"]
+    names = [member.node_id for member in shard.members]
+    (other,) = {"n1", "n2", "n3", "n4"} - set(names)
+    begin(world, commands.MoveReplica("shard-0", names[1], other))
+    world.run(120)
+    assert job(world, begun.number).status is JobStatus.DONE
+    assert len(world.state.shards["shard-0"].members) == 4
+
+
 def test_a_dead_node_can_be_drained_without_waiting_for_it(world: World) -> None:
     world.observe("n3", NodeStatus.DEAD)
     begun = begin(world, commands.DrainNode("n3", True))

@@ -83,9 +83,14 @@ def test_shrinking_waits_for_a_majority_of_those_that_stay() -> None:
 def test_stray_learners_go() -> None:
     assert next_step(leader(1, [1, 2, 3], [7]), Intent()) == ChangeMembers((("remove", 7),))
     intent = Intent(frozenset({1, 2, 4}))
-    assert next_step(leader(1, [1, 2, 3], [4, 7]), intent) == ChangeMembers(
-        (("voter", 4), ("remove", 3), ("remove", 7))
-    )
+    assert next_step(leader(1, [1, 2, 3], [4, 7]), intent) == ChangeMembers((("remove", 7),))
+
+
+def test_a_stray_learner_goes_before_its_node_is_given_another_replica() -> None:
+    """Until it is removed, its node keeps it, and does not make the new one."""
+    step = next_step(leader(1, [1, 2, 3], [4]), Intent(frozenset({1, 2, 5})))
+    assert step == ChangeMembers((("remove", 4),))
+    assert next_step(leader(1, [1, 2, 3]), Intent(frozenset({1, 2, 5}))) == ChangeMembers((("learner", 5),))
 
 
 def test_a_wanted_leader_gets_it_when_it_is_close() -> None:

@@ -152,7 +152,10 @@ def move_replica(draft: Draft, command: MoveReplica) -> Applied:
     fresh = draft.new_replica(taking(draft, coming, "to_node_id"))
     targets = tuple(fresh if member.node_id == leaving else member for member in shard.members)
     after = moved_by_hand(shard, targets, "" if shard.target_leader == leaving else shard.target_leader)
-    draft.put_shard(replace(after, leader_pinned=shard.leader_pinned))
+    # A shard that has not reached the replication factor must still get there, so it stays the planner's.
+    whole = len(targets) == draft.base.tables[shard.table].replication_factor
+    pinned = shard.replicas_pinned or whole
+    draft.put_shard(replace(after, leader_pinned=shard.leader_pinned, replicas_pinned=pinned))
     draft.decide("shard-move", shard.shard_id, f"an operator moves {shard.shard_id} from {leaving} to {coming}")
     text = f"the move of {shard.shard_id} from {leaving} to {coming}"
     job = draft.begin_job(JobKind.MOVE, shard.shard_id, text, 1, target=coming)

@@ -1,8 +1,9 @@
 """The next step of a shard leader towards the voters and the leader that the map asks for.
 
 `next_step` is pure and is called again whenever something may have changed; it names at most one step, and the next
-call sees that step's committed effect. The order is: add new replicas as learners, wait until they have caught up,
-hand leadership to a voter that stays if this one leaves, then one joint change that promotes and removes.
+call sees that step's committed effect. The order is: remove learners that nobody wants any more, add new replicas as
+learners, wait until they have caught up, hand leadership to a voter that stays if this one leaves, then one joint
+change that promotes and removes.
 
 Invariants: a replica becomes a voter only after it was a learner that caught up; no voter is removed unless a majority
 of the voters that remain is close to the leader's log; while a joint change runs nothing else is started.
@@ -93,15 +94,15 @@ def next_step(view: LeaderView, intent: Intent, catch_up_entries: int = CATCH_UP
     voters = frozenset(view.members.voters)
     learners = frozenset(view.members.learners)
     targets = intent.targets or voters
+    stray = learners - targets
+    if stray:  # left over from an intent that was replaced before it was done; its node may be wanted for another one
+        return ChangeMembers(_sorted_changes("remove", stray))
     missing = targets - voters - learners
     if missing:
         return ChangeMembers(_sorted_changes("learner", missing))
     if targets == voters:
-        stray = learners - targets
-        if stray:  # left over from an intent that was replaced before it was done
-            return ChangeMembers(_sorted_changes("remove", stray))
         return _lead(view, intent, voters, catch_up_entries)
-    return _change_voters(view, voters, learners, targets, catch_up_entries)
+    return _change_voters(view, voters, targets, catch_up_entries)
 
 
 def progress_of(view: LeaderView, intent: Intent, step: Step) -> Progress | None:
@@ -113,9 +114,7 @@ def progress_of(view: LeaderView, intent: Intent, step: Step) -> Progress | None
     return Progress(lags, not view.snapshots.isdisjoint(coming), step.reason if isinstance(step, Wait) else "")
 
 
-def _change_voters(
-    view: LeaderView, voters: frozenset[int], learners: frozenset[int], targets: frozenset[int], catch_up_entries: int
-) -> Step:
+def _change_voters(view: LeaderView, voters: frozenset[int], targets: frozenset[int], catch_up_entries: int) -> Step:
     behind = sorted(replica for replica in targets - voters if not view.close(replica, catch_up_entries))
     if behind:
         return Wait(f"replicas {behind} are still catching up")
@@ -131,7 +130,7 @@ def _change_voters(
             return Wait("no voter that stays is close enough to take over leadership")
         leaving -= {view.replica}  # every voter goes: the next round hands over to a new one, which removes this one
     changes = _sorted_changes("voter", targets - voters)
-    return ChangeMembers(changes + _sorted_changes("remove", leaving | (learners - targets)))
+    return ChangeMembers(changes + _sorted_changes("remove", leaving))
 
 
 def _lead(view: LeaderView, intent: Intent, voters: frozenset[int], catch_up_entries: int) -> Step:
