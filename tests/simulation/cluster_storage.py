@@ -43,6 +43,7 @@ from flotta_storage.reading import ReadBatcher
 from flotta_storage.records import NodeRecords
 from flotta_storage.replica_manager import open_machines
 from flotta_storage.replica_table import ReplicaTable
+from flotta_storage.scanning import Scanner
 from flotta_storage.settings import StorageSettings
 from flotta_storage.shards_service import ShardsService
 from flotta_storage.stamping import Stamps
@@ -172,7 +173,8 @@ class StorageProcess(ClusterNode):
         reads = ReadBatcher(backend.host, hints, stamps.now_ms, budget, deadlines, turns.soon)
         shards.host = backend.host
         shards.compactor = backend.compactor
-        handler.attach(backend.host, reads)
+        scans = Scanner(backend.host, hints, stamps.now_ms, deadlines, loop.call_soon)
+        handler.attach(backend.host, reads, scans)
         if known:
             supervisor.spawn("hello", self._introduce(directory, link, model))
         await supervisor.wait()

@@ -85,10 +85,6 @@ class GroupHost(Groups):
                 raise
             raise HostClosed(self._closed_because) from error
 
-    def sync_times(self) -> tuple[list[int], int, int]:
-        """`flotta_native.RaftHost.sync_times`: answers while the disk hangs."""
-        return self._host.sync_times()
-
     def now_ms(self) -> int:
         """The monotonic clock that all deadlines here are on."""
         return time.monotonic_ns() // 1_000_000

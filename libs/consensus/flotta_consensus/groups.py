@@ -164,6 +164,10 @@ class Groups(ABC):
         while self.waiting() and self.now_ms() < end_ms:  # noqa: ASYNC110 - waiters are many, nobody is the last
             await asyncio.sleep(SETTLING_SECONDS)
 
+    def sync_times(self) -> tuple[list[int], int, int]:
+        """`flotta_native.RaftHost.sync_times`: answers while the disk hangs."""
+        return self._host.sync_times()
+
     def on_role(self, callback: Callable[[RoleChange], None]) -> None:
         """Called in the loop's thread after the entries that came with the change are applied."""
         self._role_callbacks.append(callback)

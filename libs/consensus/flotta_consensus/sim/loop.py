@@ -11,6 +11,7 @@ raises stops the pass, and the process hears of it. A loop may run fast or slow 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -79,6 +80,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         while self._tasks:  # an end may begin tasks, which come to theirs here
             task, _ = self._tasks.popitem()
             work = task.get_coro()
+            if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:  # what it was given never begins either
+                for given in inspect.getcoroutinelocals(work).values():
+                    if inspect.iscoroutine(given):
+                        given.close()
             for _ in range(UNWINDINGS_MAX):
                 try:
                     work.close()
