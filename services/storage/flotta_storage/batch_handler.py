@@ -232,7 +232,7 @@ class BatchHandler:
         size = OVERHEAD_BYTES + (scan.bytes_max or self._limits.value_bytes_max)
         if check_operation(operation, self._limits) is not None or (epoch and epoch != state.epoch):
             refused.append(self._refusal(operation, state))
-        elif not self._budget.take(size):
+        elif not self._budget.take_of_half(size):
             refused.append(replies.rate_limited(operation))
         else:
             scans.append((operation, size))

@@ -22,6 +22,10 @@ class Budget:
         self.bytes += size
         return True
 
+    def take_of_half(self, size: int) -> bool:
+        """The same for what is to give way to everything else: only while less than half of the bytes are taken."""
+        return not (self.bytes and self.bytes + size > self.bytes_max // 2) and self.take(size)
+
     def give_back(self, operations: int, size: int) -> None:
         self.operations -= operations
         self.bytes -= size

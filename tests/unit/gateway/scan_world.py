@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+from unittest.mock import patch
 
 from flotta_gateway.call import Admission, Call, Links
 from flotta_gateway.core.scans import ScanLimits
@@ -19,7 +20,7 @@ from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb.gateway_pb2 import Status
 from flotta_runtime.clock import SYSTEM_CLOCK
 from flotta_runtime.hashing import shard_index
-from flotta_storage.core import keys
+from flotta_storage.core import keys, scans
 from flotta_storage.core.rows import encode_row
 from flotta_storage.core.scans import Cursor
 from flotta_storage.core.shard_state import ShardState
@@ -73,7 +74,7 @@ class Node:
 
 class ScanWorld:
     """`shards` shards over `rows`, all led by the first node. `script` answers instead of the shards where it does not
-    return None; `steps_max` ends a piece after so many steps, as a busy node does."""
+    return None; `steps_max` ends a piece after so many steps of `step_rows`, as a busy node does."""
 
     answered = True
 
@@ -86,6 +87,7 @@ class ScanWorld:
         self.asked: list[tuple[str, Operation]] = []
         self.script: Answer = lambda operation: None
         self.steps_max = 0
+        self.step_rows = 128
         self.refreshes = 0
         self.current = ShardMap()
         self.publish(shards)
@@ -135,11 +137,12 @@ class ScanWorld:
         view = SortedView({key: value for key, value in self.rows.items() if shard_index(key, count) == index})
         cursor = Cursor(view, ShardState(operation.shard_id, "default", 1, index, count, 1), operation.scan, 0)
         steps = 0
-        while not cursor.ended:
-            cursor.step()
-            steps += 1
-            if steps == self.steps_max:
-                cursor.stop()
+        with patch.object(scans, "STEP_ROWS", self.step_rows):
+            while not cursor.ended:
+                cursor.step()
+                steps += 1
+                if steps == self.steps_max:
+                    cursor.stop()
         return Reply(
             call=operation.call,
             code=Status.OK,

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from flotta_gateway.core.scans import missing
-from flotta_proto.flotta.kv_pb2 import ScanResponse
+from flotta_gateway.core.scans import ScanLimits, missing, page_of, plan_of
+from flotta_proto.flotta.kv_pb2 import ScanRequest, ScanResponse
 from flotta_proto.flotta.storage_pb2 import Operation, Reply, ScanPart
 from flotta_proto.kvdb import gateway_pb2 as gw
 from flotta_proto.kvdb.gateway_pb2 import Status
@@ -50,7 +50,7 @@ def test_pages_add_up_to_what_a_model_has(
 ) -> None:
     async def all_of_it() -> None:
         world = ScanWorld(rows, shards)
-        world.steps_max = steps_max
+        world.steps_max, world.step_rows = steps_max, 3
         pages = await world.pages(limit=limit, limit_bytes=limit_bytes, **fields)
         assert rows_of(pages) == expected(rows, fields)
         assert all(len(page.entries) <= limit for page in pages)
@@ -107,6 +107,17 @@ def test_classes_make_a_whole_or_name_what_is_missing(found: list[tuple[int, int
     elif more is not None:
         owned = [value for value in range(24) for index, count in more if value % count == index]
         assert sorted(owned) == [value for value in range(24) if not times[value]]
+
+
+def test_a_row_at_the_frontier_is_of_the_next_page() -> None:
+    """A piece that stopped behind `a` says that its rest begins at the key after it, which may be another shard's."""
+    plan = plan_of(ScanRequest(), ScanLimits())
+    parts = {
+        (0, 2): ScanPart(keys=[b"a"], entries=[b""], rest=b"a\x00"),
+        (1, 2): ScanPart(keys=[b"a\x00", b"b"], entries=[b"", b""]),
+    }
+    page = page_of(plan, parts)
+    assert (page.rows, page.rest) == ([(b"a", b"")], b"a\x00")
 
 
 async def test_one_round_fills_a_page() -> None:
@@ -227,9 +238,10 @@ async def test_a_leader_that_has_changed_is_followed() -> None:
     assert {address for address, _ in world.asked} == {"node-0:1", "node-1:1"}
 
 
-async def test_shards_that_never_make_a_whole_are_unavailable_in_time() -> None:
+@pytest.mark.parametrize("said", [(0, 1), (1, 3), (0, 2)])
+async def test_shards_that_never_make_a_whole_are_unavailable_in_time(said: tuple[int, int]) -> None:
     world = ScanWorld(MANY)
-    part = ScanPart(shard_id="shard-0", shard_index=0, shard_count=1)
+    part = ScanPart(shard_id="shard-0", shard_index=said[0], shard_count=said[1])
     world.script = lambda operation: (
         Reply(code=Status.OK, value=part.SerializeToString()) if operation.shard_id == "shard-0" else None
     )

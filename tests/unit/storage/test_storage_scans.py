@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from flotta_proto.flotta import storage_pb2 as pb
 from flotta_proto.kvdb.gateway_pb2 import EVENTUAL, READ_YOUR_WRITES, KeyValue, Status
 from flotta_runtime.hashing import shard_index
+from flotta_storage.core import scans
 from flotta_storage.core.commands import birth_rows
 from flotta_storage.core.rows import encode_row
 from flotta_storage.core.scans import ROW_BYTES, STEP_ROWS, Cursor
@@ -58,8 +60,23 @@ def everything(view: DictView, count: int, bounds: dict[str, bytes], reverse: bo
 @given(
     st.dictionaries(KEYS, st.tuples(st.binary(max_size=90), st.sampled_from([0, NOW_MS, NOW_MS + 1])), max_size=60),
     *(BOUNDS, BOUNDS, st.booleans(), st.integers(1, 3), st.integers(1, 5), st.sampled_from([0, 80, 200, 1 << 20])),
+    st.sampled_from([1, 3, 128]),
 )
 def test_pieces_add_up_to_what_a_model_has(
+    rows: dict[bytes, tuple[bytes, int]],
+    start: bytes,
+    end: bytes,
+    reverse: bool,
+    count: int,
+    rows_max: int,
+    bytes_max: int,
+    step_rows: int,
+) -> None:
+    with patch.object(scans, "STEP_ROWS", step_rows):
+        check_pieces(rows, start, end, reverse, count, rows_max, bytes_max)
+
+
+def check_pieces(
     rows: dict[bytes, tuple[bytes, int]],
     start: bytes,
     end: bytes,
@@ -285,9 +302,17 @@ def test_what_can_never_be_done_is_said() -> None:
 
 
 def test_each_piece_has_room_before_it_begins() -> None:
-    setup = Setup(operations_max=100, bytes_max=100_000)
-    answers = ended(setup, *(scan(bytes_max=30_000) for _ in range(5)))
-    assert [reply.code for reply in answers] == [Status.OK] * 3 + [Status.RATE_LIMITED] * 2
+    setup = Setup(operations_max=100, bytes_max=200_000)
+    found: list[pb.Reply] = []
+    for call in range(5):
+        operation = scan(bytes_max=30_000)
+        operation.call, operation.shard_id = call, "shard-0"
+        setup.handler.handle([operation], found.extend)
+    assert [reply.code for reply in found] == [Status.RATE_LIMITED] * 2, "scans have half of the room"
+    assert setup.run(put())[0].code == Status.OK
+    while setup.passes:
+        setup.passes.pop(0)()
+    assert sorted(reply.code for reply in found) == [Status.OK] * 3 + [Status.RATE_LIMITED] * 2
     assert (setup.budget.operations, setup.budget.bytes) == (0, 0)
 
 
