@@ -113,4 +113,4 @@ async def test_a_hundred_thousand_keys_come_back_equal_in_a_cluster_of_another_s
         print(new.tails())
         raise
     finally:
-        await new.command("stop")
+        await new.end()

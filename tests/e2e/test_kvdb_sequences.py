@@ -94,7 +94,8 @@ def kvdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kvdb]:
         print(cluster.tails())
         raise
     finally:
-        asyncio.run(cluster.command("stop"))
+        stopped = asyncio.run(cluster.command("stop"))
+        assert "killed" not in stopped, stopped
 
 
 @dataclass

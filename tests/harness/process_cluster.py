@@ -123,11 +123,13 @@ class ProcessCluster:
         return int((self.folder / "data" / "pids" / f"{name}.pid").read_text().split()[0])
 
     def alive(self, name: str) -> bool:
+        """Whether the process that was started last under this name runs; another one under its pid is not it."""
+        pid, born = (self.folder / "data" / "pids" / f"{name}.pid").read_text().split()
         try:
-            state = Path(f"/proc/{self.pid(name)}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
             return False
-        return state != "Z"
+        return fields[0] != "Z" and fields[19] == born
 
     def log(self, name: str) -> str:
         return (self.folder / "logs" / f"{name}.log").read_text(errors="replace")
@@ -135,6 +137,11 @@ class ProcessCluster:
     def kill(self, *names: str) -> None:
         for name in names:
             os.kill(self.pid(name), signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Kill what still runs, and forget it."""
+        self.kill(*(name for name in self.members() if self.alive(name)))
+        await self.command("stop")
 
     def members(self) -> list[str]:
         return sorted(path.stem for path in (self.folder / "data" / "pids").glob("*.pid"))
@@ -257,7 +264,8 @@ async def running(
     tls: TlsFiles | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[ProcessCluster]:
-    """A bootstrapped cluster; every process it started is stopped at the end."""
+    """A bootstrapped cluster; every process it started is killed at the end. To stop them well is for tests of that: it
+    takes seconds, in which those that go last look for others to hand over to."""
     cluster = ProcessCluster(
         folder,
         nodes=nodes,
@@ -277,7 +285,7 @@ async def running(
         print(cluster.tails())
         raise
     finally:
-        await cluster.command("stop")
+        await cluster.end()
 
 
 async def replicas_equal(cluster: ProcessCluster) -> dict[str, dict[str, tuple[int, int, str]]]:

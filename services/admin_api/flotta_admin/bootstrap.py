@@ -79,7 +79,7 @@ def bootstrap(
 ) -> None:
     """Raises NotYet with the last answer when the deadline passes, Refused at once."""
     retry = Retrying(
-        retry=retry_if_exception_type(NotYet), wait=wait_fixed(0.25), stop=stop_after_delay(timeout_s), reraise=True
+        retry=retry_if_exception_type(NotYet), wait=wait_fixed(0.1), stop=stop_after_delay(timeout_s), reraise=True
     )
     for node_id, address in nodes.items():
         retry(client.call, "POST", "/admin/nodes", {"node_id": node_id, "address": address, "zone": zone})

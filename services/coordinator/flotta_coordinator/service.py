@@ -15,6 +15,7 @@ from flotta_runtime.hashing import shard_index
 
 from flotta_coordinator import wire
 from flotta_coordinator.core import commands
+from flotta_coordinator.core.placement import awaited
 from flotta_coordinator.core.results import Applied, Rejection, Result
 from flotta_coordinator.core.state import Node, shard_name
 from flotta_coordinator.member import Context, Member, refuse_bad_argument, require_text, time_left_ms
@@ -123,7 +124,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def InitShards(self, request: pb.InitShardsRequest, context: Context) -> pb.InitShardsResponse:
         async def local() -> pb.InitShardsResponse:
             command = commands.InitShards(request.num_shards, request.replication_factor)
-            result = await self._submit_patiently(command, context)
+            result = await self._init_patiently(command, context)
             success, message, version = self._outcome(result)
             shard_ids = sorted(result.state.shards) if isinstance(result, Applied) else []
             return pb.InitShardsResponse(
@@ -192,15 +193,26 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def _submit(self, command: commands.Command) -> Result:
         return refuse_bad_argument(await self._member.pipeline.submit(command))
 
-    async def _submit_patiently(self, command: commands.Command, context: Context) -> Result:
-        """Submit again as long as the refusal is one that passes by itself within seconds."""
+    async def _init_patiently(self, command: commands.InitShards, context: Context) -> Result:
+        """Wait for announced nodes to be heard, so that shards are born on all of them, and for as many as there must
+        be; not for ever: some may never come."""
         member = self._member
         give_up_ms = member.clock.monotonic_ms() + min(member.patience.nodes_ms, time_left_ms(context) // 2)
+
+        async def changed() -> bool:
+            return await member.store.changed(give_up_ms - member.clock.monotonic_ms())
+
+        while self._is_early() and await changed():
+            pass
         while True:
             result = await self._submit(command)
             passing = isinstance(result, Rejection) and result.passing
-            if not passing or not await member.store.changed(give_up_ms - member.clock.monotonic_ms()):
+            if not passing or not await changed():
                 return result
+
+    def _is_early(self) -> bool:
+        state = self._member.store.state()
+        return state.partitioning is None and bool(awaited(state.nodes.values()))
 
     def _outcome(self, result: Result) -> tuple[bool, str, int]:
         return wire.outcome(result, self._member.store.state().map_version)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from flotta_coordinator.app import CoordinatorApp, launch
 from flotta_coordinator.member import Patience
@@ -19,6 +20,7 @@ from flotta_runtime.server import Channel, channel
 TOKEN = "test-token"
 CALL_S = 20.0
 WAIT_S = 30.0
+LAST_HAND_OVER_MS = 50
 
 
 def free_ports(count: int) -> list[int]:
@@ -122,6 +124,7 @@ class Coordinators:
     def __init__(self, root: Path, count: int, **overrides: Any) -> None:
         ports = free_ports(count)
         self.root = root
+        self.patience = Patience(election_ms=10_000, nodes_ms=200)
         self.peers = tuple((f"c{number}", f"127.0.0.1:{port}") for number, port in enumerate(ports, start=1))
         self.apps: dict[str, CoordinatorApp] = {}
         self._clients: dict[str, Client] = {}
@@ -146,7 +149,7 @@ class Coordinators:
 
     async def start(self, *names: str) -> None:
         for name in names or [name for name, _ in self.peers]:
-            self.apps[name] = await launch(self.settings(name), patience=Patience(election_ms=10_000, nodes_ms=200))
+            self.apps[name] = await launch(self.settings(name), patience=self.patience)
         for name in names or list(self.apps):
             async with asyncio.timeout(WAIT_S):
                 await self.apps[name].formed()
@@ -156,11 +159,12 @@ class Coordinators:
             await self.apps.pop(name).stop()
 
     async def close(self) -> None:
-        """All at once, each waiting for its own streams only."""
+        """All at once. Whoever leads would wait for another to take over, and nobody stays that could."""
         for client in self._clients.values():
             await client.close()
         apps, self.apps = list(self.apps.values()), {}
-        await asyncio.gather(*(app.stop() for app in apps))
+        with mock.patch("flotta_coordinator.app.HAND_OVER_MS", LAST_HAND_OVER_MS):
+            await asyncio.gather(*(app.stop() for app in apps))
 
     def client(self, name: str) -> Client:
         if name not in self._clients:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -42,6 +44,34 @@ async def test_a_cluster_is_bootstrapped_and_survives_a_restart(one: Coordinator
     await one.stop()
     await one.start()
     assert await client.map() == before
+
+
+async def test_shards_are_born_on_every_announced_node_that_comes_in_time(one: Coordinators) -> None:
+    """Three of four would do for three replicas; the fourth would get its share only by moves."""
+    await one.stop()
+    one.patience = replace(one.patience, nodes_ms=20_000)
+    await one.start()
+    client = one.client("c1")
+    for number in range(1, 5):
+        assert (await client.hello(f"node-{number}", f"store-{number}")).accepted
+    for number in range(1, 4):
+        assert (await client.heartbeat(f"node-{number}", f"store-{number}")).accepted
+    made = asyncio.create_task(client.init(4, 3))
+    for _ in range(3):
+        assert not (await client.map()).shards
+    assert (await client.heartbeat("node-4", "store-4")).accepted
+    assert (await made).success
+    shards = (await client.map()).shards.values()
+    assert {node for shard in shards for node in shard.replicas} == {f"node-{number}" for number in range(1, 5)}
+
+
+async def test_shards_are_born_without_an_announced_node_that_does_not_come(one: Coordinators) -> None:
+    client = one.client("c1")
+    await join_nodes(client, 2)
+    assert (await client.hello("node-3", "store-3")).accepted
+    assert (await client.init(4, 2)).success
+    shards = (await client.map()).shards.values()
+    assert {node for shard in shards for node in shard.replicas} == {"node-1", "node-2"}
 
 
 async def test_kvdb_vectors_of_resolve_shard(one: Coordinators) -> None:
