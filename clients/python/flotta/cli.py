@@ -104,6 +104,7 @@ def build() -> typer.Typer:
     app.command("transfer")(cli_orders.transfer)
     app.command("drain")(cli_orders.drain)
     app.command("rebalance")(cli_orders.rebalance)
+    app.command("reshard")(cli_orders.reshard)
     app.command("ops")(cli_orders.ops)
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda one: one.name):
         try:

@@ -1,4 +1,5 @@
-"""Asking the cluster for more, through the admin service: `why`, `move`, `transfer`, `drain`, `rebalance`, `ops`."""
+"""Asking the cluster for more, through the admin service: `why`, `move`, `transfer`, `drain`, `rebalance`, `reshard`,
+`ops`."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from flotta.errors import UnavailableError
 POLL_S = 0.5
 SILENCE_S = 30.0  # how long the admin service may be away while an operation is waited for
 DECISIONS = 10
+FOR_GOOD = ("shard-count",)  # operations that cannot be called off
 
 Admin = Annotated[
     str | None, typer.Option("--admin", "-a", metavar="URL", help="The admin service. Environment: FLOTTA_ADMIN.")
@@ -163,6 +165,20 @@ def rebalance(
     _ordered(service, service.ask("post", "cluster", "rebalance"), wait, json_)
 
 
+def reshard(
+    shards: Annotated[int, typer.Argument(metavar="SHARDS", min=1, help="How many there are to be: a multiple.")],
+    name: Annotated[str, typer.Option("--table", help="The table whose shards divide.")] = "default",
+    wait: Wait = False,
+    admin: Admin = None,
+    key_file: KeyFile = None,
+    timeout: Timeout = "10s",
+    json_: Json = False,
+) -> None:
+    """Divide the shards of a table while it serves, so that there are so many. It cannot be called off."""
+    service = Service(admin, key_file, timeout)
+    _ordered(service, service.ask("post", "tables", name, "shards", body={"num_shards": shards}), wait, json_)
+
+
 def ops(
     number: Annotated[int | None, typer.Argument(metavar="[NUMBER]", min=1, help="Only this one.")] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="Call it off.")] = False,
@@ -207,7 +223,8 @@ def _ordered(service: Service, answer: Any, wait: bool, json_: bool) -> None:
     print(answer["message"])
     if operation is not None and operation["status"] == "RUNNING":
         follow = f"flotta ops {operation['id']}"
-        print(f"operation {operation['id']}: follow it with `{follow} --wait`, end it with `{follow} --cancel`")
+        end = "" if operation["operation"] in FOR_GOOD else f", end it with `{follow} --cancel`"
+        print(f"operation {operation['id']}: follow it with `{follow} --wait`{end}")
 
 
 def _waited(service: Service, number: int) -> Any:

@@ -55,7 +55,11 @@ class ShardMap:
         """The route of a key; None when its shard is not in the map."""
         if not self.num_shards:
             return None
-        record = self.shards.get(f"shard-{key_hash(key) % self.num_shards}")
+        hashed = key_hash(key)
+        record = self.shards.get(f"shard-{hashed % self.num_shards}")
+        divided = record.detail.shard_count if record is not None else 0
+        if divided > self.num_shards and divided % self.num_shards == 0:  # it has, and not yet the whole table
+            record = self.shards.get(f"shard-{hashed % divided}")
         if record is None:
             return None
         living: list[str] = []

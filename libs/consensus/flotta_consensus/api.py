@@ -26,6 +26,11 @@ def node_of(replica: int) -> int:
     return replica >> SEQUENCE_BITS
 
 
+def sequence_of(replica: int) -> int:
+    """What tells a replica id from the others of its node."""
+    return replica & ((1 << SEQUENCE_BITS) - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Members:
     """A committed configuration of a group, as replica ids. `outgoing` is not empty while a joint change runs."""

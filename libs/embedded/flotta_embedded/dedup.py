@@ -90,20 +90,29 @@ def expiry_key(recorded_ms: int, row: bytes) -> bytes:
     return b"".join((EXPIRY, _TIME.pack(recorded_ms), row[len(ROWS) :]))
 
 
+def index_of(row_key: bytes, row: bytes) -> bytes:
+    """The index key that stands beside a row."""
+    return expiry_key(_TIME.unpack_from(row)[0], row_key)
+
+
 def row_of_expiry_key(key: bytes) -> bytes:
     return ROWS + key[_TIME_END:]
 
 
 class DedupRun:
-    """Dedup for one run of commands, in order. `last_ms` is the group time of the last of its `commands`."""
+    """Dedup for one run of commands, in order. `last_ms` is the group time of the last of its `commands`; with
+    `sweeping` false nothing is removed."""
 
-    def __init__(self, overlay: Overlay, window_ms: int, *, last_ms: int, commands: int = 1) -> None:
+    def __init__(
+        self, overlay: Overlay, window_ms: int, *, last_ms: int, commands: int = 1, sweeping: bool = True
+    ) -> None:
         if window_ms < 1:
             raise ValueError(f"window_ms {window_ms} must be positive")
         self._overlay = overlay
         self._window_ms = window_ms
         self._last_ms = last_ms
         self._commands = commands
+        self._sweeping = sweeping
         self._expiring: list[bytes] | None = None  # a heap of index keys
         self._removed: set[bytes] = set()
 
@@ -122,7 +131,8 @@ class DedupRun:
         """Keep the outcome of a command that `lookup` called FRESH (one per command), and remove a few expired rows."""
         if len(fingerprint) != FINGERPRINT_BYTES:
             raise ValueError(f"fingerprint of {len(fingerprint)} bytes, it must have {FINGERPRINT_BYTES}")
-        self._sweep(now_ms, SWEPT_PER_RECORD)
+        if self._sweeping:
+            self._sweep(now_ms, SWEPT_PER_RECORD)
         before = self._overlay.get(row)
         if before is not None:
             self._remove_index(expiry_key(_TIME.unpack_from(before)[0], row))
@@ -130,7 +140,8 @@ class DedupRun:
         self._overlay.put(row, b"".join((_TIME.pack(now_ms), fingerprint, outcome)))
         self._overlay.put(index, b"")
         self._removed.discard(index)
-        heapq.heappush(self._heap(), index)
+        if self._sweeping:
+            heapq.heappush(self._heap(), index)
 
     def _heap(self) -> list[bytes]:
         if self._expiring is None:

@@ -21,17 +21,15 @@ from flotta_consensus.api import Entry, EntryKind, Failpoints, Members, NoFailpo
 
 from . import keys
 from .api import Command, Engine, FrozenView, VectorHandler, View
+from .births import BIRTH_INDEX, BIRTH_TERM, Birth
 from .codec import FORMAT_COMMAND, HEAD, NAME_AT
 from .errors import InvariantError, UnknownCommandError
 from .generations import check_name, current, drop, generations, space_of, sweep
-from .meta import Header, encode_members, encode_state, read_header, write_header, write_rows
+from .meta import Header, encode_members, encode_state, read_header
 from .overlay import Layer, Row
 from .registry import Registry
 from .restore import MachineSink
 from .snapshot import FrozenSnapshot
-
-BIRTH_INDEX = 1
-BIRTH_TERM = 1
 
 _NORMAL = EntryKind.NORMAL
 _CONF = EntryKind.CONF
@@ -57,6 +55,7 @@ class Machine:
         self._durable_lock = threading.Lock()
         self._sink: MachineSink | None = None
         self._dead: str | None = None
+        self._on_kept: Callable[[], None] | None = None
 
     # --- making one -------------------------------------------------------------------------------------------------
 
@@ -107,20 +106,10 @@ class Machine:
     def _create(
         cls, engine: Engine, space: str, registry: Registry, header: Header, rows: Iterable[Row], failpoints: Failpoints
     ) -> Machine:
-        check_name(space)
-        if current(engine, space) is not None:
-            raise ValueError(f"machine {space!r} exists")
-        generation = max(generations(engine, space), default=0) + 1
-        sweep(engine, space)
-        physical = space_of(space, generation)
-        engine.create(physical)
-        failpoints.reach("machine.create_created")
-        write_rows(engine, physical, rows)
-        write_header(engine, physical, header)
-        failpoints.reach("machine.create_before_flush")
-        engine.flush(physical)
-        failpoints.reach("machine.create_flushed")
-        return cls(engine, space, registry, generation, header, failpoints)
+        birth = Birth(engine, space, failpoints)
+        birth.write(rows)
+        birth.finish(header)
+        return cls(engine, space, registry, birth.generation, header, failpoints)
 
     # --- what it holds ----------------------------------------------------------------------------------------------
 
@@ -155,6 +144,10 @@ class Machine:
     def kept_row(self, key: bytes) -> bytes | None:
         """A row of the live state that the registry has every machine keep in memory. KeyError for any other."""
         return self._kept[key]
+
+    def watch_kept(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called, in the machine's own thread, after a batch or a restore that wrote a kept row."""
+        self._on_kept = changed
 
     def freeze(self) -> FrozenView:
         """The state as it is now, whatever is applied, restored or destroyed later. Must be closed."""
@@ -253,11 +246,13 @@ class Machine:
         puts, deletes = overlay.writes()
         self._failpoints.reach("machine.apply_before_write")
         self._engine.write(self._space, puts, deletes)
-        for key in self._kept:
-            if overlay.wrote(key):
-                self._kept[key] = overlay.get(key)
+        rewritten = [key for key in self._kept if overlay.wrote(key)]
+        for key in rewritten:
+            self._kept[key] = overlay.get(key)
         self._header = header
         self._failpoints.reach("machine.apply_written")
+        if rewritten and self._on_kept is not None:
+            self._on_kept()
 
     # --- durability -------------------------------------------------------------------------------------------------
 
@@ -324,6 +319,8 @@ class Machine:
             self._durable = header.index
         drop(self._engine, self.name, old)
         self._failpoints.reach("machine.restore_dropped")
+        if self._on_kept is not None:
+            self._on_kept()
 
     def destroy(self) -> None:
         """Idempotent, and picks up after a crash in the middle of it: `open` the rest and destroy that."""

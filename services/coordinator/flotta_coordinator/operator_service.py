@@ -33,6 +33,10 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         command = commands.SetReplicationFactor(request.replication_factor)
         return await self._order("SetReplicationFactor", request, context, command)
 
+    async def SetShardCount(self, request: pb.SetShardCountRequest, context: Context) -> pb.OrderResponse:
+        command = commands.SetShardCount(request.table, request.num_shards)
+        return await self._order("SetShardCount", request, context, command)
+
     async def MoveReplica(self, request: pb.MoveReplicaRequest, context: Context) -> pb.OrderResponse:
         command = commands.MoveReplica(request.shard_id, request.from_node_id, request.to_node_id)
         return await self._order("MoveReplica", request, context, command)

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb import coordinator_pb2_grpc
 from flotta_runtime.errors import InvalidArgument
-from flotta_runtime.hashing import shard_index
+from flotta_runtime.hashing import key_hash
 
 from flotta_coordinator import wire
 from flotta_coordinator.core import commands
 from flotta_coordinator.core.placement import awaited
 from flotta_coordinator.core.results import Applied, Rejection, Result
-from flotta_coordinator.core.state import Node, shard_name
+from flotta_coordinator.core.state import Node
 from flotta_coordinator.member import Context, Member, refuse_bad_argument, require_text, time_left_ms
 
 SERVICE = "kvdb.coordinator.Coordinator"
@@ -49,10 +49,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             text = f"key has {len(request.key)} bytes, the limit is {KEY_BYTES_MAX}"
             raise InvalidArgument(text, field="key", limit=KEY_BYTES_MAX)
         state = await self._member.fresh(context)
-        table = state.partitioning
-        if table is None:
+        if state.partitioning is None:
             return pb.ResolveShardResponse()
-        shard = state.shards[shard_name(shard_index(request.key, table.num_shards))]
+        shard = state.home_of(key_hash(request.key))
         return pb.ResolveShardResponse(shard_id=shard.shard_id, shard=wire.shard_record(shard))
 
     async def GetCoordinatorLeader(

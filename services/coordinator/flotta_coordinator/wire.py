@@ -56,6 +56,8 @@ def shard_record(shard: Shard) -> pb.ShardRecord:
             leader_term=shard.leader_term,
             conf_index=shard.conf_index,
             revision_base=shard.revision_base,
+            parent=shard.parent,
+            sequence=shard.sequence,
         ),
     )
 
@@ -137,6 +139,8 @@ def shard_reports(reports: Iterable[cluster_pb2.ShardReport]) -> tuple[commands.
             voters=tuple(report.voters),
             conf_index=report.conf_index,
             moving=report.moving,
+            shard_count=report.shard_count,
+            whole=report.whole,
         )
         for report in reports
     )

@@ -103,6 +103,7 @@ class Backend:
             host,
             shared.model,
             self.duties.progress,
+            self.duties.splitting.whole,
             self.watch.nudge,
             shared.clock,
             node_id=identity.node_id,

@@ -168,7 +168,8 @@ class BatchHandler:
             if replica is None or state is None:
                 refused += [self._refusal(operation, None) for operation in ours]
                 continue
-            reads, scans, writes = self._sort(ours, state, groups.role(replica.group), refused)
+            dividing = replica.division() is not None
+            reads, scans, writes = self._sort(ours, state, groups.role(replica.group), refused, dividing=dividing)
             if reads:
                 to_read.add(replica, reads, answers)
             if scans:
@@ -179,7 +180,13 @@ class BatchHandler:
             answers.refuse(refused)
 
     def _sort(
-        self, operations: Sequence[Operation], state: ShardState, role: RoleChange | None, refused: list[Reply]
+        self,
+        operations: Sequence[Operation],
+        state: ShardState,
+        role: RoleChange | None,
+        refused: list[Reply],
+        *,
+        dividing: bool,
     ) -> tuple[list[Admitted], list[Admitted], dict[int, _Writes]]:
         """Check the operations of one shard, and admit them: reads, scans, and writes by the time they may take."""
         reads: list[Admitted] = []
@@ -208,7 +215,7 @@ class BatchHandler:
             size = len(key) + len(value) + OVERHEAD_BYTES
             fits = plain or check_operation(operation, self._limits) is None
             if not fits or not owned or (epoch and epoch != state.epoch):
-                refused.append(self._refusal(operation, state))
+                refused.append(self._refusal(operation, state, dividing=dividing))
             elif kind != GET and not leads:
                 refused.append(replies.not_leader(operation, self._hints, role.leader if role is not None else 0))
             elif not self._budget.take(size):
@@ -237,12 +244,13 @@ class BatchHandler:
         else:
             scans.append((operation, size))
 
-    def _refusal(self, operation: Operation, state: ShardState | None) -> Reply:
-        """What to tell an operation that this replica cannot take; without a `state` there is no replica."""
+    def _refusal(self, operation: Operation, state: ShardState | None, *, dividing: bool = False) -> Reply:
+        """What to tell an operation that this replica cannot take; without a `state` there is no replica. While the
+        shard is `dividing`, a key that is not its own may be one of its children's."""
         refusal = check_operation(operation, self._limits)
         if refusal is not None:
             return replies.refused(operation, refusal)
-        if state is None or not state.admits(operation.epoch, operation.key):
+        if state is None or not state.admits(operation.epoch, operation.key) or dividing:
             return replies.moved(operation, self._hints)
         return replies.refused(operation, Refusal("shard_id", "shard_id does not match key's resolved shard"))
 

@@ -1,7 +1,8 @@
 """A replica's rows as a stream, as they are at one index: what a backup is made of.
 
 Read from one frozen view in small slices, so that it blocks neither writes nor the loop, and no faster than the other
-side takes it. Rows that group time calls expired, and the rows of deduplication, stay behind.
+side takes it. Rows that group time calls expired, the rows of deduplication, and what went to children of the shard,
+stay behind.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from flotta_runtime.saved_rows import SavedRow, encode_row
 
 from flotta_storage.core import keys
 from flotta_storage.core.rows import header_of, value_of
+from flotta_storage.core.shard_state import ShardState
 from flotta_storage.replica_table import Replica
 
 PIECE_BYTES: Final = 256 << 10
@@ -28,11 +30,12 @@ _KEY_AT = len(keys.DATA_PREFIX)
 async def dump(replica: Replica) -> AsyncIterator[pb.DumpPart]:
     """The head, the pieces, the end, of the state at the first step. Unavailable for a replica without any state."""
     head = _head(replica)
+    divided = replica.state() if replica.division() is not None else None
     view = replica.machine.freeze()
     try:
         yield pb.DumpPart(head=head)
         end = pb.DumpEnd()
-        async for piece in _pieces(view, head.group_time_ms, end):
+        async for piece in _pieces(view, head.group_time_ms, divided, end):
             yield pb.DumpPart(rows=piece)
         yield pb.DumpPart(end=end)
     finally:
@@ -55,13 +58,14 @@ def _head(replica: Replica) -> pb.DumpHead:
     )
 
 
-async def _pieces(view: FrozenView, now_ms: int, end: pb.DumpEnd) -> AsyncIterator[bytes]:
-    """Counts into `end` what it gives out."""
+async def _pieces(view: FrozenView, now_ms: int, divided: ShardState | None, end: pb.DumpEnd) -> AsyncIterator[bytes]:
+    """Counts into `end` what it gives out. Of a shard that `divided` only what it owns."""
     waiting = bytearray()
     for number, (row_key, stored) in enumerate(view.scan(keys.DATA_PREFIX, keys.DATA_END), start=1):
         header = header_of(stored)
-        if not header.expired(now_ms):
-            row = SavedRow(row_key[_KEY_AT:], value_of(stored), *header)
+        key = row_key[_KEY_AT:]
+        if not header.expired(now_ms) and (divided is None or divided.owns(key)):
+            row = SavedRow(key, value_of(stored), *header)
             waiting += encode_row(row)
             end.rows += 1
             end.row_bytes += row.size

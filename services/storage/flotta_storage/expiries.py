@@ -17,7 +17,9 @@ class Expiries:
         self._known: dict[int, tuple[int, int, int | None]] = {}  # group -> (replica, applied index, time)
 
     def is_due(self, replica: Replica, stamp_ms: int) -> bool:
-        """Never without a stamp (0): sweeping is only for space, and can wait until time goes on."""
+        """Never without a stamp (0), nor before a division is done with: sweeping is only for space, and can wait."""
+        if replica.division() is not None:
+            return False
         index = replica.machine.applied_index()
         known = self._known.get(replica.group)
         if known is None or known[:2] != (replica.replica, index):

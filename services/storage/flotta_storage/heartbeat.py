@@ -58,7 +58,7 @@ class Roles(Protocol):
 
 
 def report_of(
-    replica: Replica, roles: Roles, shard: ShardView | None, progress: Progress | None
+    replica: Replica, roles: Roles, shard: ShardView | None, progress: Progress | None, *, whole: bool = False
 ) -> pb.ShardReport | None:
     """What the leader of a shard says of it; None from anybody else, or while there is nothing settled to say."""
     role, state, members = roles.role(replica.group), replica.state(), replica.machine.members()
@@ -77,6 +77,8 @@ def report_of(
         moving=bool(targets) and set(targets) != set(members.voters),
         applied_index=replica.machine.applied_index(),
         progress=_progress_message(progress),
+        shard_count=state.shard_count,
+        whole=whole,
     )
 
 
@@ -126,6 +128,7 @@ class Heartbeats:
         roles: Roles,
         model: MapModel,
         progress: Callable[[int], Progress | None],
+        whole: Callable[[int], bool],
         on_version: Callable[[int], None],
         clock: Clock,
         *,
@@ -139,6 +142,7 @@ class Heartbeats:
         self._roles = roles
         self._model = model
         self._progress = progress
+        self._whole = whole
         self._on_version = on_version
         self._clock = clock
         self._node_id = node_id
@@ -164,7 +168,13 @@ class Heartbeats:
 
     async def _beat(self) -> None:
         reports = [
-            report_of(one, self._roles, self._model.shard(one.shard_id), self._progress(one.group))
+            report_of(
+                one,
+                self._roles,
+                self._model.shard(one.shard_id),
+                self._progress(one.group),
+                whole=self._whole(one.group),
+            )
             for one in self._replicas
         ]
         due = self._book.due([report for report in reports if report is not None], self._clock.monotonic_ms())

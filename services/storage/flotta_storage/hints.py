@@ -23,6 +23,12 @@ class Hints:
             node_id = shard.leader if shard is not None else ""
         return self._model.address(node_id) if node_id != self._node_id else ""
 
+    def home(self, shard_id: str, key: bytes) -> str:
+        """The shard, or that of its children which owns the key."""
+        home = self._model.home_of(key)
+        child = self._model.shard(home)
+        return home if child is not None and child.parent == shard_id else shard_id
+
     def new_node(self, shard_id: str) -> str:
         """A node that should have the shard: its leader, else any of its members."""
         shard = self._model.shard(shard_id)

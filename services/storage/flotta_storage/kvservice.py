@@ -31,7 +31,6 @@ from flotta_runtime.errors import (
     Timeout,
     Unavailable,
 )
-from flotta_runtime.hashing import shard_index
 
 from flotta_storage.batch_handler import BatchHandler
 from flotta_storage.map_model import MapModel
@@ -108,7 +107,7 @@ class KvService(KVServiceServicer):
         operation = Operation(
             call=1,
             kind=kind,
-            shard_id=f"shard-{shard_index(key, self._model.num_shards)}",
+            shard_id=self._model.home_of(key),
             key=key,
             value=value,
             deadline_ms=max(1, int(remaining_s * 1000)) if remaining_s is not None else 0,

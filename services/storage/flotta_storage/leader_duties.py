@@ -1,4 +1,4 @@
-"""What the leader of a shard does beside serving: carries moves on, hands leadership over, and expires rows.
+"""What the leader of a shard does beside serving: carries moves on, hands leadership over, expires rows, divides it.
 
 Each round looks at every shard led here; the decisions are `core/moves.py`. Invariants: one membership change per
 shard at a time, each with a deadline, and its outcome is never assumed: the next round looks at what was committed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import flotta_native
 from flotta_consensus.api import Committed, Rejected
@@ -23,6 +24,7 @@ from flotta_storage.core.moves import (
     Progress,
     Settled,
     TransferLeader,
+    Wait,
     best_heir,
     next_step,
     progress_of,
@@ -30,6 +32,7 @@ from flotta_storage.core.moves import (
 from flotta_storage.expiries import Expiries
 from flotta_storage.map_model import MapModel
 from flotta_storage.replica_table import Replica, ReplicaTable
+from flotta_storage.splitting import Splitting
 from flotta_storage.stamping import StampSource
 
 CHANGE_TIMEOUT_MS = 10_000
@@ -65,6 +68,7 @@ class LeaderDuties:
         self._busy: set[int] = set()
         self._expiries = Expiries()
         self._progress: dict[int, Progress] = {}
+        self.splitting = Splitting(host, model, clock, stamp_ms, self.leader_view, on_change)
         self._log = get_logger("storage.moves")
         self.transfers = 0
         self.changes = 0
@@ -85,14 +89,17 @@ class LeaderDuties:
                     intent, due = self._intent(replica), self._expiries.is_due(replica, stamp_ms)
                     if intent is None:
                         self._progress.pop(replica.group, None)
-                    if intent is not None or due:
+                    splits = self.splitting.is_due(replica)
+                    if intent is not None or due or splits:
                         self._busy.add(replica.group)
-                        tasks.create_task(self._serve(replica, intent, stamp_ms if due else 0))
+                        tasks.create_task(self._serve(replica, intent, stamp_ms if due else 0, splits=splits))
 
-    async def _serve(self, replica: Replica, intent: Intent | None, expire_ms: int) -> None:
+    async def _serve(self, replica: Replica, intent: Intent | None, expire_ms: int, *, splits: bool) -> None:
         try:
             if expire_ms:
                 await self._expire(replica, expire_ms)
+            if splits:
+                await self.splitting.work(replica)
             if intent is not None:
                 await self._move(replica, intent)
         finally:
@@ -122,7 +129,10 @@ class LeaderDuties:
         view = await self.leader_view(replica)
         if view is None:
             return
-        step = next_step(view, intent, self._catch_up_entries)
+        held = self.splitting.holds_members(replica)
+        step = next_step(view, replace(intent, targets=frozenset()) if held else intent, self._catch_up_entries)
+        if held and not isinstance(step, TransferLeader):
+            step = Wait("the shard divides, and its voters stay until that is done with")
         self._tell(replica.group, progress_of(view, intent, step))
         if isinstance(step, TransferLeader):
             self.transfer(replica, step.to_replica)

@@ -6,9 +6,10 @@ another cluster is never taken. Values are replaced, not changed, so a view hand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from flotta_proto.kvdb import coordinator_pb2 as pb
+from flotta_runtime.hashing import home_count, key_hash
 
 from flotta_storage.core.replicas import EMPTY_MAP, MapView, ShardView
 
@@ -25,6 +26,7 @@ class MapModel:
         self.num_shards = 0
         self._nodes: dict[str, pb.NodeRecord] = {}
         self._shards: dict[str, ShardView] = {}
+        self._children: Mapping[str, list[ShardView]] = {}
         self._version = 0
         self._view = EMPTY_MAP
 
@@ -38,6 +40,18 @@ class MapModel:
 
     def shard(self, shard_id: str) -> ShardView | None:
         return self._shards.get(shard_id)
+
+    def home_of(self, key: bytes) -> str:
+        """The shard of a key of the default table; empty while there are no shards."""
+        if not self.num_shards:
+            return ""
+        hashed = key_hash(key)
+        first = self._shards.get(f"shard-{hashed % self.num_shards}")
+        return f"shard-{hashed % home_count(self.num_shards, first.shard_count if first is not None else 0)}"
+
+    def children(self, shard_id: str) -> Sequence[ShardView]:
+        """Shards that are born of this one, until each of their voters has been heard from."""
+        return self._children.get(shard_id, ())
 
     def address(self, node_id: str) -> str:
         """host:port of a node; empty if it is not known."""
@@ -84,6 +98,11 @@ class MapModel:
 
     def _settle(self, version: int) -> None:
         self._version = version
+        children: dict[str, list[ShardView]] = {}
+        for shard in self._shards.values():
+            if shard.parent:
+                children.setdefault(shard.parent, []).append(shard)
+        self._children = children
         self._view = MapView(
             cluster_id=self.cluster_id,
             version=version,
@@ -108,6 +127,9 @@ def shard_view(record: pb.ShardRecord) -> ShardView:
         shard_id=record.shard_id,
         group=detail.group_id,
         creating=detail.phase == pb.ShardDetail.CREATING,
+        awaited=detail.phase == pb.ShardDetail.AWAITED,
+        parent=detail.parent,
+        sequence=detail.sequence,
         shard_index=detail.shard_index,
         shard_count=detail.shard_count,
         table=detail.table,

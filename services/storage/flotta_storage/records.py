@@ -61,7 +61,9 @@ class NodeRecords:
         return cls(engine, found)
 
     def intend(self, replicas: Sequence[LocalReplica], map_version: int) -> None:
-        """Record replicas that are about to be made, and the map that asked for them."""
+        """Record replicas that are about to be made, and the map that asked for them (0: no map did)."""
+        if not replicas:
+            return
         kept = {**self.state.replicas, **{replica.group: replica for replica in replicas}}
         version = max(self.state.acted_version, map_version)
         self._write(replace(self.state, replicas=kept, acted_version=version), [r.group for r in replicas])
@@ -122,13 +124,16 @@ def _encode(replica: LocalReplica) -> bytes:
             replica.shard_count,
             replica.revision_base,
             replica.made,
+            replica.parent,
         ]
     )
 
 
 def _decode(row: bytes) -> LocalReplica:
-    group, replica, shard_id, origin, voters, table, index, count, base, made = decode_value(row)
-    return LocalReplica(group, replica, shard_id, Origin(origin), tuple(voters), table, index, count, base, made)
+    group, replica, shard_id, origin, voters, table, index, count, base, made, *parent = decode_value(row)
+    return LocalReplica(
+        group, replica, shard_id, Origin(origin), tuple(voters), table, index, count, base, made, *parent
+    )
 
 
 def _read(engine: Engine, about: Any) -> LocalState:

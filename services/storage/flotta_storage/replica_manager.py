@@ -2,7 +2,8 @@
 
 Making: record (durable) → state machine (durable) → Raft group (durable) → record says made. Removing: only after the
 group's leader said so → tombstoned in the log → state destroyed → record replaced by a tombstone. `recover` finishes
-whatever a crash interrupted. Invariant: a record is there before its replica and goes after it.
+whatever a crash interrupted, `review` what takes the rows of a shard that divided. Invariant: a record is there before
+its replica and goes after it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flotta_embedded.registry import Registry
 from flotta_runtime.errors import StartupError
 from flotta_runtime.logging import get_logger
 
+from flotta_storage.core import inheritance
 from flotta_storage.core.commands import birth_rows
 from flotta_storage.core.replicas import (
     AskMembership,
@@ -33,6 +35,7 @@ from flotta_storage.core.replicas import (
     decide,
     may_remove,
 )
+from flotta_storage.inheriting import bear, space_name
 from flotta_storage.map_model import MapModel
 from flotta_storage.records import NodeRecords
 from flotta_storage.replica_table import Replica, ReplicaTable
@@ -40,10 +43,6 @@ from flotta_storage.replica_table import Replica, ReplicaTable
 REVIEW_MS = 2_000  # how often the map is looked at again although it did not change: questions need repeating
 
 Ask = Callable[[AskMembership, MapView], Awaitable[MembershipAnswer]]
-
-
-def space_name(group: int) -> str:
-    return f"group-{group}"
 
 
 def open_machines(
@@ -111,7 +110,7 @@ class ReplicaManager:
                     f"replica {record.replica} of shard {record.shard_id} was made here, but the Raft log does not "
                     "know it: the log was replaced; restore the data directory, or remove the node and add it again"
                 )
-            else:
+            elif record.origin is not Origin.SPLIT or group in machines:
                 await self._make(record, machines.get(group))
 
     async def run(self) -> None:
@@ -127,8 +126,10 @@ class ReplicaManager:
 
     async def review(self) -> None:
         """Do now what the newest map asks for."""
+        await self._inherit()
         view = self._model.view
-        actions = decide(view, self._records.state)
+        local = self._records.state
+        actions = decide(view, local, inheritance.heirs(view, self._parents(), local.node_id))
         creations = [action.replica for action in actions if isinstance(action, Create)]
         if creations:
             self._records.intend(creations, view.version)
@@ -141,7 +142,32 @@ class ReplicaManager:
         self.questions += len(questions)
         for answer in await asyncio.gather(*(self._ask(question, view) for question in questions)):
             if may_remove(answer, self._records.state):
+                await self._inherit()  # from rows that are about to go
                 await self._remove(answer.group, view.version)
+
+    def _parents(self) -> list[inheritance.Local]:
+        return [inheritance.Local(one.group, one.state(), one.division()) for one in self._replicas]
+
+    async def _inherit(self) -> None:
+        """Make what is due of shards that divided here."""
+        found = inheritance.due(self._parents(), self._records.state)
+        for group, records in found.made_of.items():
+            parent = self._replicas.of_group(group)
+            state, division = (parent.state(), parent.division()) if parent is not None else (None, None)
+            if parent is None or state is None or division is None:
+                continue
+            self._records.intend(records, 0)
+            view = parent.machine.freeze()
+            try:
+                args = (self._engine, view, state, division, records, self._registry, self._failpoints)
+                machines = await asyncio.to_thread(bear, *args)
+            finally:
+                view.close()
+            for record, machine in zip(records, machines, strict=True):
+                await self._make(record, machine)
+        self._records.intend(found.empty, 0)
+        for record in found.empty:
+            await self._make(record, None)
 
     async def _make(self, record: LocalReplica, machine: Machine | None) -> None:
         if machine is None:
@@ -150,10 +176,17 @@ class ReplicaManager:
         self._directory.mark_formed()
         self._records.mark_made(record.group)
         self._serve(record, machine)
-        shard = self._model.shard(record.shard_id)
-        if record.origin is Origin.BIRTH and shard is not None and shard.target_leader == self._records.state.node_id:
+        if self._should_lead(record):
             self._host.campaign(record.group)  # the others need not wait for an election timeout
         self._log.info("replica made", shard=record.shard_id, replica=record.replica, origin=record.origin.value)
+
+    def _should_lead(self, record: LocalReplica) -> bool:
+        if record.origin is Origin.SPLIT:
+            role = self._host.role(record.parent)
+            return role is not None and role.is_leader
+        shard = self._model.shard(record.shard_id)
+        ours = shard is not None and shard.target_leader == self._records.state.node_id
+        return record.origin is Origin.BIRTH and ours
 
     def _new_machine(self, record: LocalReplica) -> Machine:
         space = space_name(record.group)
@@ -177,6 +210,7 @@ class ReplicaManager:
         self._log.info("replica removed", shard=record.shard_id, replica=record.replica)
 
     def _serve(self, record: LocalReplica, machine: Machine) -> None:
+        machine.watch_kept(self._wake.set)  # a division is to be seen at once
         self._replicas.add(Replica(record.shard_id, record.group, record.replica, machine))
 
     def _complain(self, complaint: Complain) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from flotta_embedded.machine import Machine
 
-from flotta_storage.core.keys import SHARD_KEY
+from flotta_storage.core.divisions import Division, decode_division
+from flotta_storage.core.keys import DIVISION_KEY, SHARD_KEY
 from flotta_storage.core.shard_state import ShardState, decode_state
 
 
@@ -27,6 +28,11 @@ class Replica:
         """The shard's record as applied here; None while the replica is still empty."""
         raw = self.machine.kept_row(SHARD_KEY)
         return None if raw is None else decode_state(raw)
+
+    def division(self) -> Division | None:
+        """What remains to be done since the shard divided, as applied here; None most of the time."""
+        raw = self.machine.kept_row(DIVISION_KEY)
+        return None if raw is None else decode_division(raw)
 
     def applied_revision(self) -> int:
         return self.machine.revision(self.machine.applied_index())

@@ -74,13 +74,15 @@ def unavailable(operation: Operation, message: str) -> Reply:
 
 
 def moved(operation: Operation, hints: Hints) -> Reply:
-    hint = hints.new_node(operation.shard_id)
-    shard = repr(operation.shard_id[:_SHOWN_MAX])
+    """The shard is elsewhere, or under another epoch, or the key went to a shard that was born of it."""
+    shard_id = hints.home(operation.shard_id, operation.key)
+    hint = hints.new_node(shard_id)
+    shard = repr(shard_id[:_SHOWN_MAX])
     return Reply(
         call=operation.call,
         code=Status.SHARD_MOVED,
         message=f"Shard has moved to: {hint}" if hint else f"shard_id: this node does not know where {shard} is",
-        shard_id=operation.shard_id,
+        shard_id=shard_id,
         new_node_hint=hint,
     )
 

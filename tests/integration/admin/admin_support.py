@@ -211,6 +211,20 @@ class Member(
         await self.written("SetReplicationFactor")
         return operator_pb2.OrderResponse(success=True, map_version=version, job=operator_pb2.Job(number=7))
 
+    async def SetShardCount(
+        self, request: operator_pb2.SetShardCountRequest, context: Any
+    ) -> operator_pb2.OrderResponse:
+        await self.lead()
+        have = self.cluster.state.partitioning.num_shards
+        if request.num_shards % have:
+            message = f"num_shards: shards divide, not {request.num_shards}"
+            return operator_pb2.OrderResponse(message=message, rejection=refused("FAILED_PRECONDITION", "num_shards"))
+        self.cluster.state.partitioning.num_shards = request.num_shards
+        version = self.cluster.changed("shards", request.table)
+        await self.written("SetShardCount")
+        job = operator_pb2.Job(number=8, kind="shard-count", subject=request.table, status="RUNNING")
+        return operator_pb2.OrderResponse(success=True, map_version=version, job=job)
+
     async def start(self, listen: str = "127.0.0.1:0") -> None:
         self.server = build_server(
             [

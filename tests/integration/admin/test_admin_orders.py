@@ -50,8 +50,8 @@ async def test_the_replication_factor_is_changed_and_what_was_sent_is_answered(
 @pytest.mark.parametrize(
     ("sent", "status", "words"),
     [
-        ({"num_shards": 8}, 412, "num_shards: it is 4"),
-        ({"num_shards": 8, "replication_factor": 3}, 412, "num_shards: it is 4"),
+        ({"num_shards": 6}, 412, "num_shards: shards divide, not 6"),
+        ({"num_shards": 8, "replication_factor": 3}, 412, "num_shards: change it and replication_factor one after"),
         ({"replication_factor": 0}, 400, "replication_factor"),
         ({"replication_factor": "3"}, 400, "replication_factor"),
         ({"cache_size": 1}, 400, "cache_size: there is no such field"),
@@ -66,6 +66,22 @@ async def test_what_cannot_be_configured_is_refused_and_changes_nothing(
     assert answer.status_code == status, answer.text
     assert words in answer.json()["message"]
     assert (cluster.state.SerializeToString(deterministic=True), cluster.writes) == (before, writes)
+
+
+async def test_the_number_of_shards_is_changed_by_its_own_route_and_by_the_configuration(
+    web: httpx.AsyncClient, cluster: Cluster, nodes: dict[str, FakeShards]
+) -> None:
+    answer = await web.post("/admin/tables/default/shards", json={"num_shards": 8})
+    assert answer.status_code == 200, answer.text
+    operation = answer.json()["operation"]
+    assert (operation["id"], operation["operation"], operation["subject"]) == (8, "shard-count", "default")
+    answer = await web.post(CONFIG, json={"num_shards": 16})
+    assert (answer.status_code, answer.json(), answer.headers["x-operation-id"]) == (200, {"num_shards": 16}, "8")
+    assert (await web.get(CONFIG)).json()["num_shards"] == 16
+    for body, status in (({"num_shards": 17}, 412), ({"num_shards": 0}, 400), ({}, 400)):
+        refused = await web.post("/admin/tables/default/shards", json=body)
+        assert refused.status_code == status, refused.text
+        assert "num_shards" in refused.json()["message"]
 
 
 async def test_before_shard_init_there_is_nothing_to_configure_or_compact(web: httpx.AsyncClient) -> None:

@@ -112,6 +112,9 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
                 del detail.targets[:]
             if detail.target_leader == node_id:
                 detail.target_leader = ""
+            detail.shard_count = max(detail.shard_count, report.shard_count)
+            if report.whole:
+                detail.parent = ""
 
         if report.shard_id in self.state.shards:
             await self.change(edit, [report.shard_id])
@@ -251,6 +254,47 @@ class Cluster:
             detail.targets.extend(targets)
 
         await self.coordinator.change(edit, [shard_id])
+
+    async def split(self, count: int) -> list[str]:
+        """Ask every shard to divide, so that there are `count`; the names of the children."""
+        names: list[str] = []
+
+        def edit(state: pb.ClusterState) -> None:
+            before = state.partitioning.num_shards
+            for index in range(before, count):
+                parent = state.shards[f"shard-{index % before}"]
+                self.coordinator.sequence += 1
+                detail = pb.ShardDetail(
+                    group_id=100 + index,
+                    table="default",
+                    shard_index=index,
+                    shard_count=count,
+                    phase=pb.ShardDetail.AWAITED,
+                    members=parent.detail.members,
+                    parent=parent.shard_id,
+                    sequence=self.coordinator.sequence,
+                )
+                name = f"shard-{index}"
+                names.append(name)
+                record = pb.ShardRecord(shard_id=name, epoch=1, replicas=parent.replicas, detail=detail)
+                state.shards[name].CopyFrom(record)
+
+        count_before = self.coordinator.state.partitioning.num_shards
+        await self.coordinator.change(edit, [f"shard-{index}" for index in range(count_before, count)])
+        return names
+
+    async def split_done(self, count: int, *, pruned: bool = True) -> None:
+        """Wait until every child is whole, and (`pruned`) nothing of the division remains; then all is routed anew."""
+        shards = self.coordinator.state.shards
+        await self.until(lambda: all(not one.detail.parent and one.leader for one in shards.values()))
+        if pruned:
+            replicas = lambda: (one for node in self.nodes.values() for one in node.replicas)  # noqa: E731
+            await self.until(lambda: all(one.division() is None for one in replicas()))
+
+        def edit(state: pb.ClusterState) -> None:
+            state.partitioning.num_shards = count
+
+        await self.coordinator.change(edit)
 
     def voters(self, shard_id: str) -> set[str]:
         """The nodes of a shard, as last reported."""

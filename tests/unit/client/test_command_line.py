@@ -221,7 +221,7 @@ def test_help_lists_the_commands_and_dev_is_found_by_entry_point() -> None:
     shown = CliRunner(env={"TERM": "dumb"}).invoke(cli.build(), ["--help"])
     assert shown.exit_code == 0
     verbs = ["put", "get", "del", "status", "cluster", "nodes", "shards", "watch-map", "why", "move", "transfer"]
-    for command in (*verbs, "drain", "rebalance", "ops", "dev"):
+    for command in (*verbs, "drain", "rebalance", "reshard", "ops", "dev"):
         assert command in shown.stdout
     version = CliRunner().invoke(cli.build(), ["--version"])
     assert (version.exit_code, version.stdout.startswith("flotta ")) == (0, True)

@@ -124,6 +124,14 @@ def test_orders_say_what_they_began(flotta_cli: Run, admin: FakeAdmin) -> None:
     ]
 
 
+def test_dividing_the_shards_is_for_good(flotta_cli: Run, admin: FakeAdmin) -> None:
+    admin.answers = {"POST /admin/tables/default/shards": order(operation() | {"operation": "shard-count"})}
+    said = flotta_cli("reshard", "8").stdout
+    assert "operation 7: follow it with `flotta ops 7 --wait`\n" in said and "--cancel" not in said
+    assert admin.asked == [("POST", "/admin/tables/default/shards", '{"num_shards": 8}')]
+    assert flotta_cli("reshard", "0").exit_code == 2
+
+
 def test_removing_a_node_is_asked_about(flotta_cli: Run, admin: FakeAdmin) -> None:
     admin.answers = {"POST /admin/nodes/node-2/decommission": order(operation())}
     assert flotta_cli("drain", "node-2", "--remove", stdin="n\n").exit_code == 1

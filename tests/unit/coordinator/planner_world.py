@@ -71,8 +71,10 @@ class World:
         for shard_id in self.state.shards:
             self.report(shard_id)
 
-    def report(self, shard_id: str, voters: Iterable[str] = (), leader: str = "") -> None:
-        """What the leader of the shard says: these voters now, and that it leads."""
+    def report(
+        self, shard_id: str, voters: Iterable[str] = (), leader: str = "", *, shard_count: int = 0, whole: bool = False
+    ) -> None:
+        """What the leader of the shard says: these voters now, and that it leads; that it has divided, or is whole."""
         shard = self.state.shards[shard_id]
         known = {replica.node_id: replica.replica_id for replica in (*shard.members, *shard.targets)}
         names = list(voters) or [member.node_id for member in shard.members]
@@ -81,12 +83,14 @@ class World:
         report = commands.ShardReport(
             shard_id=shard_id,
             group_id=shard.group_id,
-            epoch=shard.epoch + moved,
+            epoch=shard.epoch + (moved or shard_count > shard.shard_count),
             term=shard.leader_term + 1,
             leader_replica=known[leader],
             voters=tuple(known[name] for name in names),
             conf_index=shard.conf_index + moved,
             moving=False,
+            shard_count=shard_count or shard.shard_count,
+            whole=whole,
         )
         self.do(commands.ReportShards(leader, (report,)))
 

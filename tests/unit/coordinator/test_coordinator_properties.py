@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 NODES = [f"node-{number}" for number in range(1, 6)]
-SHARDS = [f"shard-{number}" for number in range(3)]
+SHARDS = [f"shard-{number}" for number in (0, 1, 2, 4)]
 node_ids = st.sampled_from([*NODES, "", "node-99", "bad id"])
 shard_ids = st.sampled_from([*SHARDS, "", "shard-99"])
 numbers = st.integers(min_value=-1, max_value=6)
@@ -25,13 +25,15 @@ replicas = st.builds(lambda node, sequence: node << 32 | sequence, st.integers(0
 reports = st.builds(
     commands.ShardReport,
     shard_id=shard_ids,
-    group_id=st.integers(0, 4),
+    group_id=st.integers(0, 6),
     epoch=st.integers(0, 4),
     term=st.integers(0, 6),
     leader_replica=replicas,
     voters=st.lists(replicas, max_size=4, unique=True).map(tuple),
     conf_index=st.integers(0, 9),
     moving=st.booleans(),
+    shard_count=st.sampled_from([0, 3, 6, 9, 7]),
+    whole=st.booleans(),
 )
 observations = st.builds(commands.NodeObservation, node_ids, st.sampled_from([1, 2, 3]), st.just(3000), st.just(3000))
 kinds = st.sampled_from(["a", "b"])
@@ -56,6 +58,7 @@ any_command = st.one_of(
     st.builds(commands.DrainNode, node_ids, st.booleans()),
     st.builds(commands.RemoveNode, node_ids),
     st.builds(commands.SetReplicationFactor, numbers),
+    st.builds(commands.SetShardCount, st.sampled_from(["default", "other", ""]), st.sampled_from([-1, 3, 6, 7, 9])),
     st.builds(commands.Rebalance),
     st.builds(commands.MoveReplica, shard_ids, node_ids, node_ids),
     st.builds(commands.CancelMove, shard_ids),
@@ -132,7 +135,13 @@ def check_step(before: ClusterState, result: Applied, command: commands.Command)
         assert now.group_id == shard.group_id
         ranks = [(item.epoch, item.leader_term, item.conf_index) for item in (shard, now)]
         assert ranks[1] >= ranks[0]
-        assert not (shard.phase == 2 and now.phase == 1)
+        assert not (shard.phase == 2 and now.phase != 2)
+        assert now.shard_count >= shard.shard_count and now.shard_index == shard.shard_index
+        assert now.parent in (shard.parent, "")
+    if after.partitioning is not None:
+        for residue in range(2 * max(shard.shard_count for shard in after.shards.values())):
+            home = after.home_of(residue)
+            assert residue % home.shard_count == home.shard_index, "a key without a shard that owns it"
     fresh = replica_ids(after) - replica_ids(before)
     assert all(replica & 0xFFFFFFFF >= before.counters.replica_sequence for replica in fresh), "an id was used twice"
     # Whatever a node was bound to stays bound.
@@ -186,7 +195,7 @@ def test_records_survive_a_row() -> None:
 
 def test_records_of_before_a_field_was_added_are_read() -> None:
     shard, node = READY.shards["shard-0"], READY.nodes["node-1"]
-    added = ("purpose", "replicas_pinned", "leader_pinned", "cancelled_ms")
+    added = ("purpose", "replicas_pinned", "leader_pinned", "cancelled_ms", "parent", "sequence")
     old = {name: value for name, value in to_plain(shard).items() if name not in added}
     assert decode(Shard, encode_value(old)) == shard
     old = {name: value for name, value in to_plain(node).items() if name not in ("draining", "returns_ms")}

@@ -7,9 +7,10 @@ from typing import Any
 
 from flotta_consensus.api import Members
 from flotta_embedded.api import Command, Overlay
+from flotta_embedded.codec import decode_command
 from flotta_embedded.overlay import Layer
 from flotta_runtime.saved_rows import SavedRow, encode_row
-from flotta_storage.core import commands, loads
+from flotta_storage.core import commands, loads, splits
 from flotta_storage.core.reads import Miss, read_many
 from flotta_storage.core.writes import Write, encode_write
 
@@ -73,6 +74,13 @@ class ShardModel:
     def load(self, *rows: SavedRow, at_ms: int = 0) -> Any:
         """One batch."""
         return self._run(loads.apply_loads, [b"".join(map(encode_row, rows))], at_ms)[0]
+
+    def split(self, split: splits.Split, at_ms: int = 0) -> Any:
+        args = decode_command(splits.split_payload(at_ms, split)).args
+        return self._run(splits.apply_splits, [args], at_ms)[0]
+
+    def prune(self, rows_max: int = 100) -> Any:
+        return self._run(splits.apply_prunes, [rows_max.to_bytes(4, "big")], 0)[0]
 
     def members(self, before: Members, after: Members) -> None:
         self.index += 1

@@ -21,7 +21,9 @@ class CountingView(DictView):
 
 
 def replica_of(shard: ShardModel, number: int = 7) -> Any:
-    machine = SimpleNamespace(applied_index=lambda: shard.index, view=lambda: CountingView(shard.rows))
+    machine = SimpleNamespace(
+        applied_index=lambda: shard.index, view=lambda: CountingView(shard.rows), kept_row=shard.rows.get
+    )
     return Replica("shard-0", 1, number, machine)  # type: ignore[arg-type]
 
 

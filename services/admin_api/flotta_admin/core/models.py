@@ -195,7 +195,9 @@ class Operation(Answer):
     """Long work that an operator asked for."""
 
     id: int = Field(description="Its number.")
-    operation: str = Field(description="drain, decommission, replication-factor, rebalance, move, backup or restore.")
+    operation: str = Field(
+        description="drain, decommission, replication-factor, shard-count, rebalance, move, backup or restore."
+    )
     subject: str = Field(description="The node, table, shard or directory it is about.")
     text: str = Field(description="What was asked for.")
     status: str = Field(description="RUNNING, DONE, FAILED or CANCELLED.")
@@ -228,10 +230,16 @@ class ReplicationFactorRequest(Request):
     replication_factor: CountOfShards = Field(description="From 1 to 16.")
 
 
+class ShardCountRequest(Request):
+    """How many shards a table should have."""
+
+    num_shards: CountOfShards = Field(description="A multiple of how many there are.")
+
+
 class ConfigRequest(Request):
     """What the configuration should be. What is left out stays as it is."""
 
-    num_shards: CountOfShards | None = Field(default=None, description="As it is: the number of shards stays.")
+    num_shards: CountOfShards | None = Field(default=None, description="As many as there are, or a multiple.")
     replication_factor: CountOfShards | None = Field(default=None, description="Replicas per shard, from 1 to 16.")
     map_version: Any = Field(default=None, description="Accepted and ignored, so that what was read can be sent back.")
 

@@ -26,6 +26,8 @@ from flotta_admin.routes import (
 
 OPERATION_HEADER = "X-Operation-Id"
 REPLICAS_HEADER = "X-Replicas"
+DEFAULT_TABLE = "default"
+TablePath = Annotated[str, Path(min_length=1, max_length=255, description="The table, of which there is one: default.")]
 OpNumber = Annotated[int, Path(ge=1, le=2**63 - 1, description="The operation's number.")]
 
 
@@ -102,20 +104,29 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/config", tags=["config"], responses={**BAD_REQUEST, **CONFLICT}, response_model_exclude_unset=True)
     async def change_config(body: models.ConfigRequest, answer: Response) -> models.ConfigRequest:
-        """Change the replication factor. The number of shards is checked: it is what shard-init made it."""
+        """Change the replication factor, or the number of shards to a multiple: one of them at a time."""
         partitioning = (await context.coordinators.state()).partitioning
         if not partitioning.num_shards:
             raise PreconditionFailed("num_shards: there are no shards yet; send POST /admin/config/shard-init first")
-        if body.num_shards not in (None, partitioning.num_shards):
-            raise PreconditionFailed(
-                f"num_shards: it is {partitioning.num_shards}, and does not change while the cluster has data"
-            )
-        if body.replication_factor not in (None, partitioning.replication_factor):
-            request = pb.SetReplicationFactorRequest(replication_factor=body.replication_factor)
+        num_shards = body.num_shards or partitioning.num_shards
+        factor = body.replication_factor or partitioning.replication_factor
+        if num_shards != partitioning.num_shards and factor != partitioning.replication_factor:
+            raise PreconditionFailed("num_shards: change it and replication_factor one after the other")
+        made = None
+        if num_shards != partitioning.num_shards:
+            made = (await shard_count(DEFAULT_TABLE, models.ShardCountRequest(num_shards=num_shards))).operation
+        elif factor != partitioning.replication_factor:
+            request = pb.SetReplicationFactorRequest(replication_factor=factor)
             made = (await order("SetReplicationFactor", request)).operation
-            if made is not None:
-                answer.headers[OPERATION_HEADER] = str(made.id)
+        if made is not None:
+            answer.headers[OPERATION_HEADER] = str(made.id)
         return body
+
+    @routes.post("/tables/{table}/shards", responses=refusals)
+    async def shard_count(table: TablePath, body: models.ShardCountRequest) -> models.Order:
+        """Let every shard of a table divide while it serves, so that there are so many: a multiple of what there are.
+        It cannot be called off."""
+        return await order("SetShardCount", pb.SetShardCountRequest(table=table, num_shards=body.num_shards))
 
     @routes.post("/cluster/replication-factor", responses={**BAD_REQUEST, **CONFLICT})
     async def replication_factor(body: models.ReplicationFactorRequest) -> models.Order:

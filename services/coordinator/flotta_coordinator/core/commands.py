@@ -97,6 +97,8 @@ class ShardReport:
     voters: tuple[int, ...]
     conf_index: int
     moving: bool
+    shard_count: int = 0  # modulus of the keys it owns; 0: not stated
+    whole: bool = False  # of a shard with a parent: its leader has heard from every voter
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,12 @@ class RemoveNode:
 @dataclass(frozen=True, slots=True)
 class SetReplicationFactor:
     replication_factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetShardCount:
+    table: str
+    num_shards: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +281,7 @@ Command = (
     | DrainNode
     | RemoveNode
     | SetReplicationFactor
+    | SetShardCount
     | Rebalance
     | MoveReplica
     | CancelMove
@@ -302,6 +311,7 @@ NAMES: dict[str, type[Command]] = {
     "drain_node.1": DrainNode,
     "remove_node.1": RemoveNode,
     "set_replication_factor.1": SetReplicationFactor,
+    "set_shard_count.1": SetShardCount,
     "rebalance.1": Rebalance,
     "move_replica.1": MoveReplica,
     "cancel_move.1": CancelMove,

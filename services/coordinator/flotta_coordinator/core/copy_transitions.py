@@ -32,6 +32,9 @@ def begin_copy(draft: Draft, command: BeginCopy) -> Applied:
     if under_way:
         job = under_way[0]
         raise _unmet("directory", f"directory: operation {job.number}, {job.text}, is under way; one at a time")
+    divisions = (JobKind.SHARD_COUNT, JobStatus.RUNNING)
+    if any((job.kind, job.status) == divisions for job in draft.base.jobs.values()):
+        raise _unmet("directory", "directory: the number of shards is being changed; wait until that is done")
     empty = draft.base.partitioning is None
     if command.restore and not empty:
         text = "directory: this cluster has shards already; a restore needs a new one, with nodes and no shards"

@@ -148,9 +148,13 @@ class Draft:
                 "replicas",
                 f"replicas: node {node.node_id} is registered but has never reported, so it cannot take a replica",
             )
+        return Replica(node.node_id, node.node_num << REPLICA_SEQUENCE_BITS | self.new_sequence())
+
+    def new_sequence(self) -> int:
+        """The low half of replica ids that were never used before, whatever their node."""
         sequence = self.counters.replica_sequence
         self.counters = replace(self.counters, replica_sequence=sequence + 1)
-        return Replica(node.node_id, node.node_num << REPLICA_SEQUENCE_BITS | sequence)
+        return sequence
 
     def finish(self, message: str, *, node_num: int = 0, new_epoch: int = 0, taken: int = 0, job: int = 0) -> Applied:
         base = self.base

@@ -53,6 +53,8 @@ def _health(view: View, shard: ShardView) -> str:
 
 
 def _placed(view: View, shard: ShardView) -> str:
+    if shard.awaited:
+        return f"{shard.shard_id} of {shard.table} is to be born of {shard.parent}, which has not divided yet"
     where = ", ".join(_named(view, shard, node_id) for node_id in shard.members)
     led = "" if shard.leader else "; nobody is known to lead it"
     return f"{shard.shard_id} of {shard.table} has replicas on {where}; the replication factor is {shard.wanted}{led}"
@@ -89,6 +91,10 @@ def _exempt(shard: ShardView) -> Iterator[str]:
         yield "an operator chose its nodes, so it is left out of balancing"
     if shard.leader_pinned:
         yield "an operator chose its leader, so its leadership is left where it is"
+    if shard.dividing:
+        yield "it divides: its replicas stay where they are until those of its children have been made"
+    if shard.parent and not shard.awaited:
+        yield f"it was born of {shard.parent}, which keeps its rows until each of its replicas has been made"
     if shard.held:
         yield "an operator cancelled a move a short while ago, so it is left alone for now"
     if shard.avoid:

@@ -34,7 +34,7 @@ def _silence(policy: Policy) -> str:
 
 
 def _end_of(state: ClusterState, policy: Policy, job: Job, levelled: bool) -> EndJob | None:
-    if policy.moves_max == 0 and job.kind is not JobKind.MOVE:
+    if policy.moves_max == 0 and job.kind not in (JobKind.MOVE, JobKind.SHARD_COUNT):
         return EndJob(job.number, JobStatus.FAILED, "the coordinator is set to move nothing: moves_max is 0")
     if job.kind is JobKind.REBALANCE:
         return EndJob(job.number, JobStatus.DONE, _levelled(state)) if levelled else None
@@ -47,6 +47,8 @@ def _end_of(state: ClusterState, policy: Policy, job: Job, levelled: bool) -> En
     if job.kind is JobKind.REPLICATION_FACTOR:
         wanted = state.tables[job.subject].replication_factor
         return EndJob(job.number, JobStatus.DONE, f"every shard of {job.subject} has {count(wanted, 'replica')}")
+    if job.kind is JobKind.SHARD_COUNT:
+        return EndJob(job.number, JobStatus.DONE, f"{job.subject} has {job.target} shards, it had {job.before}")
     gone = " and removed" if job.kind is JobKind.DECOMMISSION else ", and may be stopped"
     return EndJob(job.number, JobStatus.DONE, f"{job.subject} is empty{gone}")
 

@@ -30,6 +30,11 @@ def end_job(draft: Draft, command: EndJob) -> Applied:
 def cancel_job(draft: Draft, command: CancelJob) -> Applied:
     """Take back what the job asked for. What is done of it by then stays done, unless balance wants it otherwise."""
     job = running_job(draft, command.number)
+    if job.kind is JobKind.SHARD_COUNT:
+        text = (
+            f"number: operation {job.number} cannot be called off: shards that have divided do not grow together again"
+        )
+        raise _unmet(text)
     draft.end_job(job, JobStatus.CANCELLED, "an operator cancelled it")
     if job.kind in (JobKind.DRAIN, JobKind.DECOMMISSION):
         return operator_transitions.drain_node(draft, DrainNode(job.subject, False))

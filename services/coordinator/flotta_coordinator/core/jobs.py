@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from flotta_coordinator.core.placement import candidates
-from flotta_coordinator.core.state import COPIES, ClusterState, Job, JobKind, JobStatus, Purpose, Shard
+from flotta_coordinator.core.state import COPIES, ClusterState, Job, JobKind, JobStatus, Phase, Purpose, Shard
 
 _TO_A_FACTOR = (Purpose.MISSING, Purpose.SURPLUS)
 
@@ -33,6 +33,9 @@ def left(state: ClusterState, job: Job) -> int:
         wanted = state.tables[job.subject].replication_factor
         shards = (shard for shard in state.shards.values() if shard.table == job.subject)
         return sum(len(shard.members) != wanted or shard.purpose in _TO_A_FACTOR for shard in shards)
+    if job.kind is JobKind.SHARD_COUNT:
+        shards = (shard for shard in state.shards.values() if shard.table == job.subject)
+        return sum(shard.phase is Phase.AWAITED or shard.shard_count < int(job.target) for shard in shards)
     if job.kind is JobKind.MOVE:
         return int(state.shards[job.subject].moving)
     return uneven(state)

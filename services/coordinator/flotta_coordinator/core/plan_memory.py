@@ -8,7 +8,7 @@ Nothing here is logged: a new leader begins anew, and is at worst more patient.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flotta_coordinator.core.plan_view import NodeView, Policy, ShardView, View
 from flotta_coordinator.core.state import COPIES, ClusterState, JobStatus, Node, Phase, Shard
@@ -72,8 +72,12 @@ class Memory:
             )
             for node in state.nodes.values()
         }
+        dividing = state.dividing()
         shards = tuple(
-            self._shard_view(state, shard, policy, now_ms, wall_ms, frozenset(avoided.get(shard.shard_id, ())))
+            replace(
+                self._shard_view(state, shard, policy, now_ms, wall_ms, frozenset(avoided.get(shard.shard_id, ()))),
+                dividing=shard.shard_id in dividing,
+            )
             for shard in sorted(state.shards.values(), key=lambda shard: shard.group_id)
         )
         copies = {
@@ -116,6 +120,8 @@ class Memory:
             avoid=avoid,
             idle_ms=self._idle_ms(shard, progress, now_ms),
             copying=progress is not None and progress.copying,
+            parent=shard.parent,
+            awaited=shard.phase is Phase.AWAITED,
         )
 
     def _idle_ms(self, shard: Shard, progress: Progress | None, now_ms: int) -> int:

@@ -84,6 +84,9 @@ class ShardView:
     avoid: frozenset[str] = frozenset()  # nodes that lately failed to become a replica, or the leader
     idle_ms: int = 0  # since the intent in flight last came closer
     copying: bool = False  # a snapshot is on its way to a new replica
+    dividing: bool = False  # others are being born of it: its voters stay where they are
+    parent: str = ""  # the shard it is being born of
+    awaited: bool = False  # which has not divided yet
 
     @property
     def placed(self) -> tuple[str, ...]:
@@ -98,7 +101,7 @@ class ShardView:
 
     @property
     def at_rest(self) -> bool:
-        return self.active and not self.targets and not self.held
+        return self.active and not self.targets and not self.held and not self.dividing
 
 
 @dataclass(frozen=True, slots=True)

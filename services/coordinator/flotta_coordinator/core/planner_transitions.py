@@ -15,6 +15,7 @@ from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.placement import may_take_replicas
 from flotta_coordinator.core.quorum import has_quorum
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
+from flotta_coordinator.core.split_transitions import check_not_dividing
 from flotta_coordinator.core.state import Node, NodeStatus, Note, Phase, Purpose, Shard
 
 OPTIONAL = (Purpose.ZONES, Purpose.BALANCE)
@@ -23,6 +24,7 @@ OPTIONAL = (Purpose.ZONES, Purpose.BALANCE)
 def move_shard(draft: Draft, command: MoveShard) -> Applied:
     """Give the shard its targets. Nodes that stay keep their replica, new ones get an id that was never used."""
     shard = _at_rest(draft, command.shard_id, command.epoch)
+    check_not_dividing(draft.base, shard)
     now_on = tuple(member.node_id for member in shard.members)
     coming = [draft.node(node_id, "nodes") for node_id in command.nodes if node_id not in now_on]
     leaving = [draft.node(node_id, "nodes") for node_id in now_on if node_id not in command.nodes]

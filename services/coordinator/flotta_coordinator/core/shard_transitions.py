@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flotta_coordinator.core import checks
+from flotta_coordinator.core import checks, split_transitions
 from flotta_coordinator.core.commands import (
     InitShards,
     ReportShardLeader,
@@ -91,6 +91,7 @@ def set_shard_replicas(draft: Draft, command: SetShardReplicas) -> Applied:
     checks.check_id("shard_id", command.shard_id)
     wanted = _check_replica_list(command.replicas)
     shard = draft.shard(command.shard_id)
+    split_transitions.check_not_dividing(draft.base, shard)
     if shard.phase is not Phase.ACTIVE:
         raise _unmet(
             "shard_id", f"shard_id: {shard.shard_id} is still being created and has no leader that could move it"
@@ -169,6 +170,8 @@ def report_shards(draft: Draft, command: ReportShards) -> Applied:
         _recall_needed(draft, after)
         draft.put_shard(_with_fresh_targets(draft, before, after))
         _tell(draft, before, after)
+        split_transitions.tell_divided(draft, before, after)
+    split_transitions.settle(draft)
     return draft.finish("reported", taken=taken)
 
 
@@ -233,6 +236,7 @@ def judge(state: ClusterState, shard: Shard, reporter: Node, report: ShardReport
         return None
     if after.targets and not report.moving and set(after.targets) == set(after.members):
         after = replace(after, targets=(), purpose=Purpose.NONE, cancelled_ms=0)
+    after = split_transitions.divided(state, shard, after, report)
     return after if after != shard else None
 
 

@@ -4,7 +4,8 @@ Values only. A `ClusterState` is never changed in place; `transitions.apply` mak
 
 Invariants
  - `map_version` and every counter only grow; node numbers, group ids and replica sequences are never used twice.
- - A shard's `birth` never changes. `members` is what the shard itself last committed and reported; `targets` is intent.
+ - A shard's `birth` never changes. `members` is what the shard itself last committed and reported (of an AWAITED one,
+   what is expected); `targets` is intent.
  - Every accepted command that changes a node, a shard or the partitioning raises `map_version` by exactly one.
 """
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from flotta_runtime.hashing import home_count
 
 DEFAULT_TABLE = "default"
 DECISIONS_MAX = 10_000  # kept, oldest dropped first; enough for the birth of the largest table
@@ -33,6 +36,7 @@ class Phase(enum.IntEnum):
 
     CREATING = 1  # the nodes of `birth` may create their voter, once
     ACTIVE = 2  # a leader has reported; nobody creates a voter any more
+    AWAITED = 3  # its parent is to divide: its voters come of the parent's log, nobody creates one by the map
 
 
 class Purpose(enum.Enum):
@@ -90,6 +94,8 @@ class Shard:
     replicas_pinned: bool = False  # an operator chose the nodes: balancing leaves them
     leader_pinned: bool = False  # an operator chose the leader: balancing leaves it
     cancelled_ms: int = 0  # group time at which an operator cancelled a move; 0: never, or moved since
+    parent: str = ""  # the shard it is born of; "" once every voter of it has been heard from by its leader
+    sequence: int = 0  # of a shard that is born of another: the low half of the ids of its first voters
 
     @property
     def moving(self) -> bool:
@@ -134,6 +140,7 @@ class JobKind(enum.Enum):
     DRAIN = "drain"  # subject: a node
     DECOMMISSION = "decommission"  # a drain, and the node is removed at its end
     REPLICATION_FACTOR = "replication-factor"  # subject: a table
+    SHARD_COUNT = "shard-count"  # subject: a table
     REBALANCE = "rebalance"  # subject: a table
     MOVE = "move"  # subject: a shard
     BACKUP = "backup"  # subject: a directory, as whoever copies calls it
@@ -165,8 +172,8 @@ class Job:
     ended_ms: int = 0
     left: int = 0  # of a job that ended: steps that were not done; of a BACKUP or RESTORE: as last reported
     outcome: str = ""  # of a job that ended, a sentence
-    before: int = 0  # REPLICATION_FACTOR: what it was
-    target: str = ""  # MOVE: the node to move to
+    before: int = 0  # REPLICATION_FACTOR, SHARD_COUNT: what it was
+    target: str = ""  # MOVE: the node to move to; SHARD_COUNT: how many there are to be
     reported_ms: int = 0  # BACKUP, RESTORE: group time at which whoever copies said how far it is; 0: never yet
 
 
@@ -198,6 +205,16 @@ class ClusterState:
     @property
     def partitioning(self) -> Table | None:
         return self.tables.get(DEFAULT_TABLE)
+
+    def home_of(self, key_hash: int) -> Shard:
+        """The shard that owns a key of the default table. KeyError while there are no shards."""
+        num_shards = self.tables[DEFAULT_TABLE].num_shards
+        first = self.shards[shard_name(key_hash % num_shards)]
+        return self.shards[shard_name(key_hash % home_count(num_shards, first.shard_count))]
+
+    def dividing(self) -> frozenset[str]:
+        """Shards of which others are being born: their voters stay where they are."""
+        return frozenset(shard.parent for shard in self.shards.values() if shard.parent)
 
     def node_by_num(self, node_num: int) -> Node | None:
         """Removed ones too: a shard may have committed one of them before it heard of the removal."""

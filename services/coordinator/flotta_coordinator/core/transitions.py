@@ -18,6 +18,7 @@ from flotta_coordinator.core import (
     operator_transitions,
     planner_transitions,
     shard_transitions,
+    split_transitions,
 )
 from flotta_coordinator.core.commands import (
     BeginCopy,
@@ -45,6 +46,7 @@ from flotta_coordinator.core.commands import (
     SetNodeStatus,
     SetNotes,
     SetReplicationFactor,
+    SetShardCount,
     SetShardLeader,
     SetShardReplicas,
 )
@@ -87,6 +89,7 @@ _TRANSITIONS: dict[type[Command], Callable[[Draft, Any], Applied]] = {
     DrainNode: operator_transitions.drain_node,
     RemoveNode: operator_transitions.remove_node,
     SetReplicationFactor: operator_transitions.set_replication_factor,
+    SetShardCount: split_transitions.set_shard_count,
     Rebalance: operator_transitions.rebalance,
     MoveReplica: operator_transitions.move_replica,
     CancelMove: operator_transitions.cancel_move,

@@ -6,10 +6,13 @@ Invariants:
   and the caller fetches the full state.
 - Routes that did not change keep their identity across views, so "has this shard's route changed" is an `is`.
 - A state of another cluster is refused: its versions and epochs mean nothing here.
+- A key goes by its shard's own modulus: while the shards of a table divide, each of them leads to its children from the
+  report of its division on, and no sooner.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +24,7 @@ from flotta_proto.kvdb.coordinator_pb2 import (
     ShardMapDelta,
     ShardRecord,
 )
-from flotta_runtime.hashing import key_hash, key_hashes
+from flotta_runtime.hashing import home_count, key_hash, key_hashes
 
 
 class ForeignClusterError(Exception):
@@ -68,7 +71,7 @@ class ShardMap:
     replication_factor: int = 0
     nodes: Mapping[str, NodeRecord] = field(default_factory=dict)
     shards: Mapping[str, ShardRecord] = field(default_factory=dict)
-    routes: tuple[Route | None, ...] = ()  # by residue class of the key hash
+    routes: tuple[Route | None, ...] = ()  # by residue class of the key hash, by the largest modulus of any shard
 
     @property
     def initialised(self) -> bool:
@@ -77,18 +80,19 @@ class ShardMap:
 
     def route_of(self, key: bytes) -> Route | None:
         """The route of a key; None when its shard is not in the map."""
-        return self.routes[key_hash(key) % self.num_shards] if self.num_shards else None
+        return self.routes[key_hash(key) % len(self.routes)] if self.routes else None
 
     def route_at(self, index: int) -> Route | None:
         """The route of the shard with that place among all; also of one that no key is routed to yet."""
-        if index < len(self.routes):
-            return self.routes[index]
+        route = self.routes[index] if index < len(self.routes) else None
+        if route is not None and route.shard_id == f"shard-{index}":
+            return route
         record = self.shards.get(f"shard-{index}")
         return _route(record, self.nodes) if record is not None else None
 
     def routes_of(self, keys: Sequence[bytes]) -> list[Route | None]:
         """The routes of many keys, hashed in one go."""
-        count, routes = self.num_shards, self.routes
+        count, routes = len(self.routes), self.routes
         return [routes[key_hash % count] for key_hash in key_hashes(keys)] if count else [None] * len(keys)
 
     def addresses(self) -> frozenset[str]:
@@ -162,13 +166,23 @@ class ShardMap:
         nodes: Mapping[str, NodeRecord],
         shards: Mapping[str, ShardRecord],
     ) -> ShardMap:
-        routes: list[Route | None] = []
-        for index in range(num_shards):
-            record = shards.get(f"shard-{index}")
-            fresh = _route(record, nodes) if record is not None else None
-            old = self.routes[index] if index < len(self.routes) else None
-            routes.append(old if fresh == old else fresh)
-        return ShardMap(version, cluster_id, num_shards, replication_factor, nodes, shards, tuple(routes))
+        known = {route.shard_id: route for route in self.routes if route is not None}
+        made: dict[int, Route | None] = {}
+        for index in _homes(num_shards, shards):
+            if index not in made:
+                record = shards.get(f"shard-{index}")
+                fresh = _route(record, nodes) if record is not None else None
+                old = known.get(f"shard-{index}")
+                made[index] = old if fresh == old else fresh
+        routes = tuple(made[index] for index in _homes(num_shards, shards))
+        return ShardMap(version, cluster_id, num_shards, replication_factor, nodes, shards, routes)
+
+
+def _homes(num_shards: int, shards: Mapping[str, ShardRecord]) -> list[int]:
+    """The number of the shard that owns each residue class, by the largest modulus that any of them has."""
+    firsts = (shards.get(f"shard-{index}") for index in range(num_shards))
+    counts = [home_count(num_shards, first.detail.shard_count if first is not None else 0) for first in firsts]
+    return [residue % counts[residue % num_shards] for residue in range(math.lcm(*counts) if counts else 0)]
 
 
 def _route(record: ShardRecord, nodes: Mapping[str, NodeRecord]) -> Route:

@@ -1,8 +1,10 @@
-"""The commands of a shard: `kv.write@1`, `kv.expire@1` and `kv.load@1` (`loads.py`), and the hook that moves its epoch.
+"""The commands of a shard: `kv.write@1`, `kv.expire@1`, `kv.load@1` (`loads.py`), `kv.split@1` and `kv.prune@1`
+(`splits.py`), and the hook that moves its epoch.
 
 A whole run of writes costs one multi-get; each write then sees those before it through the overlay, and all land in one
 batch. Conditions, epoch and ownership are decided here, at apply, by the replicated state alone. Time is group time:
-a row whose `expire_ms` has come counts as absent for every condition, whether or not it has been swept.
+a row whose `expire_ms` has come counts as absent for every condition, whether or not it has been swept. Nothing is
+swept while a division is not done with.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from . import dedup, keys
 from .loads import LOAD, LOAD_VERSION, apply_loads
 from .rows import encode_row, header_of
 from .shard_state import after_conf, birth_state, decode_state, encode_state
+from .splits import PRUNE, PRUNE_VERSION, SPLIT, SPLIT_VERSION, apply_prunes, apply_splits
 from .writes import WRITE, WRITE_VERSION, Write, WriteKind, WriteResult, decode_write
 
 EXPIRE: Final = "kv.expire"
@@ -47,8 +50,11 @@ def new_registry() -> Registry:
     registry.vector(WRITE, version=WRITE_VERSION)(apply_writes)
     registry.vector(EXPIRE, version=EXPIRE_VERSION)(apply_expire)
     registry.vector(LOAD, version=LOAD_VERSION)(apply_loads)
+    registry.vector(SPLIT, version=SPLIT_VERSION)(apply_splits)
+    registry.vector(PRUNE, version=PRUNE_VERSION)(apply_prunes)
     registry.on_members(apply_members)
     registry.keep_row(keys.SHARD_KEY)
+    registry.keep_row(keys.DIVISION_KEY)
     return registry
 
 
@@ -75,7 +81,10 @@ def apply_writes(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
     wanted = [keys.DATA_PREFIX + write.key for write in writes]
     guarded = [dedup.dedup_row(table, write) for write in writes if write.request_id]
     overlay.multi_get(wanted + guarded)  # all rows of the run at once; the gets below find them in the overlay
-    run = dedup.new_run(overlay, len(guarded), commands[-1].now_ms) if guarded else None
+    run = None
+    if guarded:
+        sweeping = overlay.get(keys.DIVISION_KEY) is None
+        run = dedup.new_run(overlay, len(guarded), commands[-1].now_ms, sweeping=sweeping)
     results: list[Any] = []
     for command, write, row_key in zip(commands, writes, wanted, strict=True):
         if not state.admits(write.epoch, write.key):
@@ -134,6 +143,8 @@ def apply_expire(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
 
 def _sweep(overlay: Overlay, command: Command) -> ExpireResult:
     (rows_max,) = _EXPIRE_ARGS.unpack(command.args)
+    if overlay.get(keys.DIVISION_KEY) is not None:
+        return ExpireResult(0, False, command.now_ms)
     low, high = keys.expiry_bounds(command.now_ms)
     due = [row_key for row_key, _ in overlay.scan(low, high, limit=rows_max + 1)]
     for row_key in due[:rows_max]:

@@ -43,8 +43,8 @@ def next_out_of_window_ms(index_key: bytes) -> int:
     return int.from_bytes(index_key[len(EXPIRY) : len(EXPIRY) + 8], "big") + WINDOW_MS
 
 
-def new_run(overlay: Overlay, commands: int, last_ms: int) -> DedupRun:
-    return DedupRun(overlay, WINDOW_MS, last_ms=last_ms, commands=commands)
+def new_run(overlay: Overlay, commands: int, last_ms: int, *, sweeping: bool = True) -> DedupRun:
+    return DedupRun(overlay, WINDOW_MS, last_ms=last_ms, commands=commands, sweeping=sweeping)
 
 
 def earlier(run: DedupRun, row: bytes, command: Command, write: Write) -> WriteResult | None:

@@ -1,8 +1,9 @@
 """Where the rows of a shard replica lie inside its space.
 
 The embedded machine owns the prefixes `m` (its own state), `d` (data), `q` (dedup), `t` (expiry index) and `n` (named
-tables). A shard keeps user rows under `d`, one empty row per expiring key under `t`, and its own record in the single
-row `SHARD_KEY`. Invariant: a `t` row exists exactly for those `d` rows whose `expire_ms` is not zero.
+tables). A shard keeps user rows under `d`, one empty row per expiring key under `t`, its own record in the single row
+`SHARD_KEY`, and, after it has divided, what remains to be done of that in `DIVISION_KEY`. Invariant: a `t` row exists
+exactly for those `d` rows whose `expire_ms` is not zero.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ DATA_END = space_keys.prefix_end(space_keys.DATA)
 EXPIRY_PREFIX = space_keys.TTL
 EXPIRY_END = space_keys.prefix_end(space_keys.TTL)
 SHARD_KEY = space_keys.table_prefix("flotta.shard")
+DIVISION_KEY = space_keys.table_prefix("flotta.division")
 
 _TIME_BYTES = 8
 

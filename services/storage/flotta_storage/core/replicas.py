@@ -1,8 +1,8 @@
 """Which replicas this node should create, and which it should ask about.
 
 `decide` is a pure function of the newest shard map and of what this node has durably recorded. Invariants:
-- A voter is created only from the birth list of a shard that the map shows as CREATING, once ever per replica id;
-  every other replica starts empty and non-voting.
+- A voter is created only from the birth list of a shard that the map shows as CREATING, or from the rows of a shard
+  that divided here (`inheritance.py`), once ever per replica id; every other replica starts empty and non-voting.
 - One group has at most one replica here, and a replica id that was ever removed here is never created again.
 - Nothing is deleted because of a map: a replica that the map does not name is a reason to ask the group's leader, and
   only its committed answer removes anything.
@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from flotta_consensus.api import node_of
@@ -32,6 +32,9 @@ class ShardView:
     epoch: int = 0
     leader: str = ""
     target_leader: str = ""
+    awaited: bool = False  # `parent` has not divided yet, as far as the map knows
+    parent: str = ""  # the shard that it is born of; empty once each of its voters has been heard from
+    sequence: int = 0  # of the ids of its first voters, if it is born of another
     birth: Mapping[int, str] = field(default_factory=dict)
     members: Mapping[int, str] = field(default_factory=dict)
     targets: Mapping[int, str] = field(default_factory=dict)
@@ -56,6 +59,7 @@ class Origin(enum.Enum):
 
     BIRTH = "birth"
     EMPTY = "empty"
+    SPLIT = "split"  # from the rows of the shard that divided
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +73,13 @@ class LocalReplica:
     replica: int
     shard_id: str
     origin: Origin
-    voters: tuple[int, ...] = ()  # BIRTH only: all first voters
+    voters: tuple[int, ...] = ()  # BIRTH and SPLIT: all first voters
     table: str = "default"
     shard_index: int = 0
     shard_count: int = 1
     revision_base: int = 0
     made: bool = False
+    parent: int = 0  # SPLIT only: group of the shard that divided
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +122,16 @@ class Complain:
 Action = Create | AskMembership | Complain
 
 
-def decide(view: MapView, local: LocalState) -> list[Action]:
-    """What to do about `view`, in the order of group ids."""
+def decide(view: MapView, local: LocalState, heirs: Container[int] = ()) -> list[Action]:
+    """What to do about `view`, in the order of group ids. `heirs`: groups of which a replica is to come here from a
+    shard that divides."""
     if view.version == 0 or view.version < local.acted_version or view.cluster_id != local.cluster_id:
         return []
     actions: list[Action] = []
     for group in sorted(view.shards):
-        actions += _for_shard(view.shards[group], local)
+        shard = view.shards[group]
+        if not shard.awaited and (group in local.replicas or group not in heirs):
+            actions += _for_shard(shard, local)
     for group in sorted(local.replicas.keys() - view.shards.keys()):
         kept = local.replicas[group]
         actions.append(AskMembership(group, kept.replica, kept.shard_id, tuple(sorted(view.nodes))))

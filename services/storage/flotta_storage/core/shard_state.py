@@ -1,8 +1,9 @@
 """A shard's own replicated record: who it is, its epoch, and which keys it owns.
 
 It changes only through the shard's log. Invariants: `epoch` starts at 1 and grows by one each time a change of the
-voter set completes (leaving a joint configuration, not entering one); `conf_index` is the log index of the newest
-applied configuration; a key is owned iff its hash is in the residue class (`shard_index`, `shard_count`).
+voter set completes (leaving a joint configuration, not entering one) and each time the shard divides; `conf_index` is
+the log index of the newest applied configuration; a key is owned iff its hash is in the residue class (`shard_index`,
+`shard_count`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,158 @@
+"""What the leader of a shard does about its division: divides it once the map asks for that, sees its children born,
+and prunes their rows when every child is whole.
+
+Invariants: while a division may be in the log or is not done with, the shard's voters stay (`holds_members`), so the
+nodes that have the rows are those that make the children; pruning begins only when the map says of every child of the
+division that each of its voters has been heard from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from flotta_consensus.api import Committed, Outcome, RoleChange
+from flotta_runtime.clock import Clock
+from flotta_runtime.logging import get_logger
+
+from flotta_storage.core.divisions import Child, Division
+from flotta_storage.core.moves import LeaderView
+from flotta_storage.core.splits import Split, SplitKind, prune_payload, split_payload
+from flotta_storage.map_model import MapModel
+from flotta_storage.replica_table import Replica
+from flotta_storage.stamping import NO_STAMP, StampSource
+
+SPLIT_TIMEOUT_MS: Final = 10_000
+PRUNE_TIMEOUT_MS: Final = 10_000
+PRUNE_PAUSE_MS: Final = 5
+CAMPAIGN_PAUSE_MS: Final = 300
+
+
+class Groups(Protocol):
+    """What is asked of the Raft host."""
+
+    async def propose(self, group: int, payload: bytes, timeout_ms: int) -> Outcome: ...
+
+    def role(self, group: int) -> RoleChange | None: ...
+
+    def campaign(self, group: int) -> None: ...
+
+
+class Splitting:
+    """For the leader's round: `is_due` is cheap, `work` does what is to be done. `on_change`: there is news to tell."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        model: MapModel,
+        clock: Clock,
+        stamp_ms: StampSource,
+        leader_view: Callable[[Replica], Awaitable[LeaderView | None]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._groups = groups
+        self._model = model
+        self._clock = clock
+        self._stamp_ms = stamp_ms
+        self._leader_view = leader_view
+        self._on_change = on_change
+        self._campaigned_ms: dict[int, int] = {}
+        self._whole: set[int] = set()
+        self._log = get_logger("storage.splits")
+
+    def is_due(self, replica: Replica) -> bool:
+        shard = self._model.shard(replica.shard_id)
+        born = shard is not None and bool(shard.parent) and replica.group not in self._whole
+        return born or replica.division() is not None or self._wanted_count(replica) > 0
+
+    def whole(self, group: int) -> bool:
+        """Has every voter of a child that is led here been heard from?"""
+        return group in self._whole
+
+    def holds_members(self, replica: Replica) -> bool:
+        """Must the voters stay as they are for now?"""
+        role = self._groups.role(replica.group)
+        if role is None or replica.machine.applied_term() != role.term:
+            return True  # an entry of an earlier term that divides the shard may still be to come
+        return replica.division() is not None or self._wanted_count(replica) > 0
+
+    async def work(self, replica: Replica) -> None:
+        """One round for one shard that is led here."""
+        division = replica.division()
+        if division is not None:
+            await self._see_through(replica, division)
+        elif self._wanted_count(replica):
+            await self._divide(replica)
+        shard = self._model.shard(replica.shard_id)
+        if shard is not None and shard.parent:
+            await self._look_whole(replica)
+
+    def _wanted_count(self, replica: Replica) -> int:
+        """How many classes the map wants of those that the shard has now together; 0: no more than there are."""
+        state = replica.state()
+        children = self._model.children(replica.shard_id)
+        if state is None or not children:
+            return 0
+        return max(
+            (one.shard_count for one in children if one.awaited and one.shard_count > state.shard_count), default=0
+        )
+
+    async def _divide(self, replica: Replica) -> None:
+        members, state = replica.machine.members(), replica.state()
+        role = self._groups.role(replica.group)
+        if state is None or members.outgoing or role is None or replica.machine.applied_term() != role.term:
+            return
+        count = self._wanted_count(replica)
+        wanted = [one for one in self._model.children(replica.shard_id) if one.awaited and one.shard_count == count]
+        children = tuple(
+            Child(one.shard_id, one.group, one.shard_index, one.sequence)
+            for one in sorted(wanted, key=lambda one: one.shard_index)
+        )
+        split = Split(count, state.conf_index, tuple(sorted(members.voters)), children)
+        outcome = await self._groups.propose(replica.group, split_payload(self._stamp_ms(), split), SPLIT_TIMEOUT_MS)
+        if not isinstance(outcome, Committed):
+            self._log.info("division not committed", shard=replica.shard_id)
+        elif outcome.result is SplitKind.MISFIT:
+            self._log.error("the map's children do not fit the shard", shard=replica.shard_id, shard_count=count)
+        elif outcome.result is SplitKind.DIVIDED:
+            self._log.info("shard divided", shard=replica.shard_id, shard_count=count, index=outcome.index)
+            self._on_change()
+
+    async def _see_through(self, replica: Replica, division: Division) -> None:
+        if self._all_whole(division):
+            await self._prune(replica)
+            return
+        now_ms = self._clock.monotonic_ms()
+        for child in division.children:
+            role = self._groups.role(child.group)
+            if role is None or role.leader:
+                continue
+            # The others may have made their replica later than this one asked for their votes.
+            if now_ms - self._campaigned_ms.get(child.group, -CAMPAIGN_PAUSE_MS) >= CAMPAIGN_PAUSE_MS:
+                self._campaigned_ms[child.group] = now_ms
+                self._groups.campaign(child.group)
+
+    def _all_whole(self, division: Division) -> bool:
+        """A child that the map does not have, or not yet, is not whole."""
+        shards = [self._model.view.shards.get(child.group) for child in division.children]
+        return all(shard is not None and not shard.awaited and not shard.parent for shard in shards)
+
+    async def _prune(self, replica: Replica) -> None:
+        deleted = 0
+        while replica.division() is not None:
+            outcome = await self._groups.propose(replica.group, prune_payload(NO_STAMP), PRUNE_TIMEOUT_MS)
+            if not isinstance(outcome, Committed):
+                return  # the next round goes on, here or at another leader
+            deleted += outcome.result.rows
+            await asyncio.sleep(PRUNE_PAUSE_MS / 1000)
+        self._log.info("rows of children pruned", shard=replica.shard_id, rows=deleted)
+
+    async def _look_whole(self, replica: Replica) -> None:
+        view = await self._leader_view(replica)
+        if view is None or view.members.outgoing or replica.group in self._whole:
+            return
+        others = (voter for voter in view.members.voters if voter != view.replica)
+        if all(view.matched.get(voter, 0) > 0 for voter in others):
+            self._whole.add(replica.group)
+            self._on_change()
