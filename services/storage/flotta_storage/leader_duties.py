@@ -68,7 +68,7 @@ class LeaderDuties:
         self._busy: set[int] = set()
         self._expiries = Expiries()
         self._progress: dict[int, Progress] = {}
-        self.splitting = Splitting(host, model, clock, stamp_ms, self.leader_view, on_change)
+        self.splitting = Splitting(host, replicas, model, clock, stamp_ms, self.leader_view, on_change)
         self._log = get_logger("storage.moves")
         self.transfers = 0
         self.changes = 0

@@ -1,6 +1,9 @@
 """What the leader of a shard does about its division: divides it once the map asks for that, sees its children born,
 and prunes their rows when every child is whole.
 
+A node divides the shards that it leads one after the other: the next one once the children of the last are led, so that
+keys which change their shard wait for no other shard's rows.
+
 Invariants: while a division may be in the log or is not done with, the shard's voters stay (`holds_members`), so the
 nodes that have the rows are those that make the children; pruning begins only when the map says of every child of the
 division that each of its voters has been heard from.
@@ -20,7 +23,7 @@ from flotta_storage.core.divisions import Child, Division
 from flotta_storage.core.moves import LeaderView
 from flotta_storage.core.splits import Split, SplitKind, prune_payload, split_payload
 from flotta_storage.map_model import MapModel
-from flotta_storage.replica_table import Replica
+from flotta_storage.replica_table import Replica, ReplicaTable
 from flotta_storage.stamping import NO_STAMP, StampSource
 
 SPLIT_TIMEOUT_MS: Final = 10_000
@@ -45,6 +48,7 @@ class Splitting:
     def __init__(
         self,
         groups: Groups,
+        replicas: ReplicaTable,
         model: MapModel,
         clock: Clock,
         stamp_ms: StampSource,
@@ -52,11 +56,13 @@ class Splitting:
         on_change: Callable[[], None],
     ) -> None:
         self._groups = groups
+        self._replicas = replicas
         self._model = model
         self._clock = clock
         self._stamp_ms = stamp_ms
         self._leader_view = leader_view
         self._on_change = on_change
+        self._turn = 0  # the group that divides
         self._campaigned_ms: dict[int, int] = {}
         self._whole: set[int] = set()
         self._log = get_logger("storage.splits")
@@ -82,7 +88,7 @@ class Splitting:
         division = replica.division()
         if division is not None:
             await self._see_through(replica, division)
-        elif self._wanted_count(replica):
+        elif self._wanted_count(replica) and self._takes_turn(replica):
             await self._divide(replica)
         shard = self._model.shard(replica.shard_id)
         if shard is not None and shard.parent:
@@ -97,6 +103,28 @@ class Splitting:
         return max(
             (one.shard_count for one in children if one.awaited and one.shard_count > state.shard_count), default=0
         )
+
+    def _takes_turn(self, replica: Replica) -> bool:
+        """Is no other shard that is led here in the middle of its division?"""
+        other = self._replicas.of_group(self._turn)
+        if other is not None and other is not replica and self._leads(other):
+            division = other.division()
+            if self._wanted_count(other) or (division is not None and not self._all_led(division)):
+                return False
+        self._turn = replica.group
+        return True
+
+    def _leads(self, replica: Replica) -> bool:
+        role = self._groups.role(replica.group)
+        return role is not None and role.is_leader
+
+    def _all_led(self, division: Division) -> bool:
+        return all(self._is_led(child) for child in division.children)
+
+    def _is_led(self, child: Child) -> bool:
+        """As far as is known here, by the child's own replica or by the map."""
+        role, shard = self._groups.role(child.group), self._model.shard(child.shard_id)
+        return (role is not None and role.leader != 0) or (shard is not None and not shard.awaited)
 
     async def _divide(self, replica: Replica) -> None:
         members, state = replica.machine.members(), replica.state()

@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from flotta_consensus.api import node_of, replica_id
 from flotta_embedded.api import View
@@ -32,8 +31,17 @@ from .shard_state import ShardState, birth_state, encode_state
 
 FORMAT: Final = 1
 SLICE_ROWS: Final = 512
+SLICE_BYTES: Final = 1 << 20
 
 Row = tuple[bytes, bytes]
+
+
+class Scannable(Protocol):
+    """A view, or the overlay of a command."""
+
+    def scan(
+        self, low: bytes, high: bytes | None, *, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[Row]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +142,22 @@ def first_rows(state: ShardState, division: Division, child: Child) -> list[Row]
     return [(keys.SHARD_KEY, encode_state(born))]
 
 
+def some_rows(view: Scannable, low: bytes, high: bytes, rows_max: int) -> tuple[list[Row], bool]:
+    """The first rows of a range, no more than can lie in memory together, and whether they are all of it."""
+    rows: list[Row] = []
+    size = 0
+    for row in view.scan(low, high, limit=rows_max):
+        rows.append(row)
+        size += len(row[0]) + len(row[1])
+        if size >= SLICE_BYTES:
+            return rows, False
+    return rows, len(rows) < rows_max
+
+
 def _slices(view: View, low: bytes, high: bytes) -> Iterator[list[Row]]:
-    at = low
-    while rows := list(islice(view.scan(at, high, limit=SLICE_ROWS), SLICE_ROWS)):
-        yield rows
-        at = rows[-1][0] + b"\x00"
+    ended = False
+    while not ended:
+        rows, ended = some_rows(view, low, high, SLICE_ROWS)
+        if rows:
+            yield rows
+            low = rows[-1][0] + b"\x00"

@@ -14,14 +14,13 @@ import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from flotta_embedded.api import Command, Overlay
 from flotta_embedded.codec import command_encoder, decode_value, encode_value
 
 from . import keys
-from .divisions import Child, Division, decode_division, encode_division, inherited_kinds
+from .divisions import Child, Division, decode_division, encode_division, inherited_kinds, some_rows
 from .shard_state import ShardState, decode_state, encode_state
 
 SPLIT: Final = "kv.split"
@@ -67,7 +66,7 @@ def split_payload(stamp_ms: int, split: Split) -> bytes:
 
 
 def prune_payload(stamp_ms: int, rows_max: int = PRUNE_ROWS_MAX) -> bytes:
-    """A log entry that looks at no more than `rows_max` rows."""
+    """A log entry that looks at no more than `rows_max` rows, and about a mebibyte of them."""
     if not 0 < rows_max <= PRUNE_ROWS_MAX:
         raise ValueError(f"rows_max {rows_max} must be between 1 and {PRUNE_ROWS_MAX}")
     return _encode_prune(stamp_ms, _PRUNE_ARGS.pack(rows_max))
@@ -118,9 +117,9 @@ def _prune(overlay: Overlay, rows_max: int) -> PruneResult:
     left, deleted = rows_max, 0
     for kind in inherited_kinds():
         low = max(division.cursor, kind.low)
-        if not left or low >= kind.high:
+        if low >= kind.high:
             continue
-        rows = list(islice(overlay.scan(low, kind.high, limit=left), left))
+        rows, ended = some_rows(overlay, low, kind.high, left)
         owned = state.own([kind.key_of(row_key) for row_key, _ in rows])
         for (row_key, row), keep in zip(rows, owned, strict=True):
             if not keep:
@@ -130,9 +129,9 @@ def _prune(overlay: Overlay, rows_max: int) -> PruneResult:
                 overlay.delete(row_key)
                 deleted += 1
         left -= len(rows)
-        division = replace(division, cursor=kind.high if left else rows[-1][0] + b"\x00")
-    if left:
-        overlay.delete(keys.DIVISION_KEY)
-        return PruneResult(deleted, True)
-    overlay.put(keys.DIVISION_KEY, encode_division(division))
-    return PruneResult(deleted, False)
+        if not ended:
+            overlay.put(keys.DIVISION_KEY, encode_division(replace(division, cursor=rows[-1][0] + b"\x00")))
+            return PruneResult(deleted, False)
+        division = replace(division, cursor=kind.high)
+    overlay.delete(keys.DIVISION_KEY)
+    return PruneResult(deleted, True)
