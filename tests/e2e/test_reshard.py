@@ -1,4 +1,4 @@
-"""A real cluster's shards divide under load, 2 into 8, and then 8 into 16 while coordinators and nodes are killed.
+"""A real cluster's shards divide under load, 2 into 8, and then 8 into 16 while the coordinator that leads is killed.
 
 Chains of conditional writes show that nothing is lost and nothing is done twice: each put names the version before it.
 """
@@ -19,7 +19,7 @@ from load import Load, acks_grow, under_load
 from process_cluster import ProcessCluster, replicas_equal, running, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-ROWS = {f"row/{n}": f"value {n} " + "x" * (n % 200) for n in range(5_000)}
+ROWS = {f"row/{n}": f"value {n} " + "x" * (n % 200) for n in range(3_000)}
 EXPIRING = set(list(ROWS)[::7])
 BATCH = 1_000
 
@@ -108,7 +108,7 @@ async def told(cluster: ProcessCluster) -> list[str]:
     ]
 
 
-async def test_shards_divide_under_load_and_again_while_processes_are_killed(tmp_path: Path) -> None:
+async def test_shards_divide_under_load_and_again_while_a_coordinator_is_killed(tmp_path: Path) -> None:
     async with running(tmp_path, nodes=3, shards=2, gateways=2) as cluster:
         addresses = [cluster.gateway_address(1), cluster.gateway_address(2)]
         load = Load(addresses, [b"key %d" % n for n in range(12)])
@@ -133,10 +133,7 @@ async def test_shards_divide_under_load_and_again_while_processes_are_killed(tmp
 
             await until(whole, "the children are whole, and may divide in their turn")
             jobs = (await cluster.admin("GET", "/admin/ops"))[1]["operations"]
-            leader, node = await cluster.coordinator_leader(), (await cluster.shards())["shard-3"]["leader"]
-            cluster.kill(leader, node)
-            await cluster.command("start", leader)
-            await cluster.command("start", node)
+            cluster.kill(await cluster.coordinator_leader())
             await ended(cluster, (200, {"operation": jobs[0]}))
             await check_rows(client, versions)
             assert made.failures == []

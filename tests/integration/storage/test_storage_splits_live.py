@@ -13,7 +13,7 @@ from flotta_storage.core.replicas import Origin
 from storage_cluster import Cluster, Code, get, put
 from test_storage_nodes import THREE, equal_digests
 
-TEST_KEYS = [b"k%d" % number for number in range(60)]
+TEST_KEYS = [b"k%d" % number for number in range(36)]
 
 
 async def fill(cluster: Cluster) -> dict[bytes, pb.Reply]:
