@@ -35,7 +35,7 @@ from flotta_storage.core.replicas import (
     decide,
     may_remove,
 )
-from flotta_storage.inheriting import bear, space_name
+from flotta_storage.inheriting import Estate, bear_in_thread, space_name
 from flotta_storage.map_model import MapModel
 from flotta_storage.records import NodeRecords
 from flotta_storage.replica_table import Replica, ReplicaTable
@@ -157,12 +157,8 @@ class ReplicaManager:
             if parent is None or state is None or division is None:
                 continue
             self._records.intend(records, 0)
-            view = parent.machine.freeze()
-            try:
-                args = (self._engine, view, state, division, records, self._registry, self._failpoints)
-                machines = await asyncio.to_thread(bear, *args)
-            finally:
-                view.close()
+            estate = Estate(parent.machine.freeze(), state, division)
+            machines = await bear_in_thread(self._engine, estate, records, self._registry, self._failpoints)
             for record, machine in zip(records, machines, strict=True):
                 await self._make(record, machine)
         self._records.intend(found.empty, 0)

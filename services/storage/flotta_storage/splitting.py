@@ -1,8 +1,8 @@
 """What the leader of a shard does about its division: divides it once the map asks for that, sees its children born,
 and prunes their rows when every child is whole.
 
-A node divides the shards that it leads one after the other: the next one once the children of the last are led, so that
-keys which change their shard wait for no other shard's rows.
+A node divides the shards that it leads one after the other: the next one once the children of the last are led, or have
+had their time, so that keys which change their shard wait for no other shard's rows.
 
 Invariants: while a division may be in the log or is not done with, the shard's voters stay (`holds_members`), so the
 nodes that have the rows are those that make the children; pruning begins only when the map says of every child of the
@@ -30,6 +30,7 @@ SPLIT_TIMEOUT_MS: Final = 10_000
 PRUNE_TIMEOUT_MS: Final = 10_000
 PRUNE_PAUSE_MS: Final = 5
 CAMPAIGN_PAUSE_MS: Final = 300
+TURN_MS: Final = 10_000  # how long others wait for one shard
 
 
 class Groups(Protocol):
@@ -62,9 +63,11 @@ class Splitting:
         self._stamp_ms = stamp_ms
         self._leader_view = leader_view
         self._on_change = on_change
-        self._turn = 0  # the group that divides
+        self._turn = 0  # the group that divides, and since when
+        self._turn_since_ms = 0
         self._campaigned_ms: dict[int, int] = {}
         self._whole: set[int] = set()
+        self._misfits: set[int] = set()  # told of
         self._log = get_logger("storage.splits")
 
     def is_due(self, replica: Replica) -> bool:
@@ -106,12 +109,15 @@ class Splitting:
 
     def _takes_turn(self, replica: Replica) -> bool:
         """Is no other shard that is led here in the middle of its division?"""
+        now_ms = self._clock.monotonic_ms()
         other = self._replicas.of_group(self._turn)
-        if other is not None and other is not replica and self._leads(other):
+        if other is replica:
+            return True
+        if other is not None and self._leads(other) and now_ms - self._turn_since_ms < TURN_MS:
             division = other.division()
             if self._wanted_count(other) or (division is not None and not self._all_led(division)):
                 return False
-        self._turn = replica.group
+        self._turn, self._turn_since_ms = replica.group, now_ms
         return True
 
     def _leads(self, replica: Replica) -> bool:
@@ -142,10 +148,15 @@ class Splitting:
         if not isinstance(outcome, Committed):
             self._log.info("division not committed", shard=replica.shard_id)
         elif outcome.result is SplitKind.MISFIT:
-            self._log.error("the map's children do not fit the shard", shard=replica.shard_id, shard_count=count)
+            self._misfit(replica, count)
         elif outcome.result is SplitKind.DIVIDED:
             self._log.info("shard divided", shard=replica.shard_id, shard_count=count, index=outcome.index)
             self._on_change()
+
+    def _misfit(self, replica: Replica, count: int) -> None:
+        if replica.group not in self._misfits:
+            self._misfits.add(replica.group)
+            self._log.error("the map's children do not fit the shard", shard=replica.shard_id, shard_count=count)
 
     async def _see_through(self, replica: Replica, division: Division) -> None:
         if self._all_whole(division):

@@ -217,3 +217,24 @@ def test_conf_changes_before_and_after_in_one_batch_reach_the_hook_in_order(cras
     registry.on_members(lambda overlay, index, before, after: seen.append((index, before.voters, after.voters)))
     create(crashable, registry).apply_many([conf(2, 1, 2), conf(3, 1)])
     assert seen == [(2, (1, 2, 3), (1, 2)), (3, (1, 2), (1,))]
+
+
+def test_whoever_watches_the_kept_rows_hears_of_each_batch_and_restore_that_wrote_one(
+    crashable: Crashable, registry: Registry
+) -> None:
+    machine = create(crashable, registry)
+    heard: list[bytes | None] = []
+    machine.watch_kept(lambda: heard.append(machine.kept_row(KEPT[0])))
+    machine.apply_many([put(2, b"a", b"1")])
+    assert heard == []
+    machine.apply_many([put(3, KEPT[0][1:], b"2"), put(4, b"a", b"1")])
+    assert heard == [machine.view().get(KEPT[0])] and heard[0] is not None
+    source = machine.snapshot()
+    other = Machine.create_empty(crashable.engine, "other", registry)
+    other.watch_kept(lambda: heard.append(other.kept_row(KEPT[0])))
+    sink = other.restore()
+    for chunk in source.chunks(1 << 16):
+        sink.write(chunk)
+    sink.commit(4, machine.applied_term(), MEMBERS)
+    source.close()
+    assert heard == [heard[0], heard[0]]

@@ -13,7 +13,7 @@ from flotta_storage.core import keys, splits
 from flotta_storage.core.moves import LeaderView
 from flotta_storage.map_model import MapModel
 from flotta_storage.replica_table import Replica, ReplicaTable
-from flotta_storage.splitting import CAMPAIGN_PAUSE_MS, Splitting
+from flotta_storage.splitting import CAMPAIGN_PAUSE_MS, TURN_MS, Splitting
 from storage_support import ShardModel
 
 VOTERS = (replica_id(1, 1), replica_id(2, 2), replica_id(3, 3))
@@ -134,6 +134,18 @@ async def test_shards_divide_one_after_the_other_as_their_children_are_led() -> 
     await cluster.round()
     assert len(cluster.host.proposed) == 1
     cluster.born(4)
+    await cluster.round()
+    assert cluster.host.proposed == ["kv.split@1 10", "kv.split@1 11"]
+
+
+async def test_a_shard_that_gets_nowhere_holds_the_others_up_for_a_while_only() -> None:
+    cluster = Cluster()
+    cluster.order(4)
+    await cluster.round()
+    cluster.clock.advance(TURN_MS - 1)
+    await cluster.round()
+    assert cluster.host.proposed == ["kv.split@1 10"]
+    cluster.clock.advance(1)
     await cluster.round()
     assert cluster.host.proposed == ["kv.split@1 10", "kv.split@1 11"]
 
