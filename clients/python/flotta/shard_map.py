@@ -55,10 +55,11 @@ class ShardMap:
         """The route of a key; None when its shard is not in the map."""
         if not self.num_shards:
             return None
-        hashed = key_hash(key)
+        hashed, count = key_hash(key), self.num_shards
         record = self.shards.get(f"shard-{hashed % self.num_shards}")
         divided = record.detail.shard_count if record is not None else 0
         if divided > self.num_shards and divided % self.num_shards == 0:  # it has, and not yet the whole table
+            count = divided
             record = self.shards.get(f"shard-{hashed % divided}")
         if record is None:
             return None
@@ -70,7 +71,7 @@ class ShardMap:
                 (dead if node.status == DEAD else living).append(node.address)
         leader = self.nodes.get(record.leader)
         address = leader.address if leader is not None and leader.status != DEAD else ""
-        return Route(record.shard_id, record.epoch, address, (*living, *dead), self.num_shards)
+        return Route(record.shard_id, record.epoch, address, (*living, *dead), count)
 
     def with_state(self, state: ClusterState) -> ShardMap:
         """The view after a full state; this very object when the state is not newer."""

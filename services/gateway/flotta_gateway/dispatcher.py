@@ -157,7 +157,6 @@ class Dispatcher:
         now_ms = self._clock.monotonic_ms()
         batches: _Batches = {}
         succeeded: dict[int, int] = {}
-        shard_count = self._maps.current.num_shards
         for attempt, reply in answered:
             call = attempt.owner
             if call.attempt is not attempt:
@@ -170,7 +169,7 @@ class Dispatcher:
             self._release(call)
             if done is not None:
                 succeeded[kind] = succeeded.get(kind, 0) + 1
-                done(replies.SUCCESS[kind](call.key, reply, shard_count))
+                done(replies.SUCCESS[kind](call.key, reply, call.route.shard_count if call.route else 0))
         for kind, count in succeeded.items():
             self._observer.answered(kind, OK, count)
         self._send(batches, now_ms)
@@ -217,7 +216,7 @@ class Dispatcher:
         if operation is None or call.done is None:
             return
         if operation.session_revision:
-            self._keep_session(call, operation)
+            self._keep_session(call, operation, route)
         self._spread += 1
         call.route = route
         address = to
@@ -245,10 +244,11 @@ class Dispatcher:
             batch = batches[link] = []
         batch.append(attempt)
 
-    def _keep_session(self, call: Call, operation: Operation) -> None:
-        """A session's revision says nothing once there is another number of shards: the key may be another one's."""
+    def _keep_session(self, call: Call, operation: Operation, route: Route | None) -> None:
+        """A session's revision says nothing once the key is found by another number of shards: it may be another
+        one's."""
         said = call.request.options.session_shard_count  # type: ignore[union-attr]  # only reads have revisions
-        if said and said != self._maps.current.num_shards:
+        if said and route is not None and said != route.shard_count:
             routing.make_strong(operation)
             call.any_replica = False
 

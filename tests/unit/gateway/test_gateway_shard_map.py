@@ -154,14 +154,14 @@ def test_unchanged_routes_keep_their_identity() -> None:
     following = view.with_delta(commit(state, [shard("shard-2", leader="node-2")]))
     assert isinstance(following, ShardMap)
     assert [new is old for new, old in zip(following.routes, view.routes, strict=True)] == [True, True, False, True]
-    assert following.routes[2] == Route("shard-2", 1, "node-2:8001", ("node-1:8001", "node-2:8001", "node-3:8001"))
+    assert following.routes[2] == Route("shard-2", 1, "node-2:8001", ("node-1:8001", "node-2:8001", "node-3:8001"), 4)
 
 
 def test_dead_nodes_come_last_and_do_not_lead() -> None:
     state = full_state()
     state.nodes["node-1"].status = cp.DEAD
     route = ShardMap().with_state(state).routes[0]
-    assert route == Route("shard-0", 1, "", ("node-2:8001", "node-3:8001", "node-1:8001"))
+    assert route == Route("shard-0", 1, "", ("node-2:8001", "node-3:8001", "node-1:8001"), 4)
 
 
 def test_another_cluster_is_refused() -> None:

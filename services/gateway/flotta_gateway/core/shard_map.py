@@ -39,6 +39,7 @@ class Route:
     epoch: int
     leader: str  # empty: not known, or its node is dead
     replicas: tuple[str, ...]  # in map order, living nodes before dead ones
+    shard_count: int = 0  # the modulus by which its keys are found
     # The part of an operation that is the same for all of the shard, serialised: its id and epoch.
     operation_head: bytes = field(init=False, repr=False, compare=False)
 
@@ -88,7 +89,7 @@ class ShardMap:
         if route is not None and route.shard_id == f"shard-{index}":
             return route
         record = self.shards.get(f"shard-{index}")
-        return _route(record, self.nodes) if record is not None else None
+        return _route(record, self.nodes, record.detail.shard_count) if record is not None else None
 
     def routes_of(self, keys: Sequence[bytes]) -> list[Route | None]:
         """The routes of many keys, hashed in one go."""
@@ -168,24 +169,25 @@ class ShardMap:
     ) -> ShardMap:
         known = {route.shard_id: route for route in self.routes if route is not None}
         made: dict[int, Route | None] = {}
-        for index in _homes(num_shards, shards):
+        counts = _counts(num_shards, shards)
+        homes = [residue % counts[residue % num_shards] for residue in range(math.lcm(*counts) if counts else 0)]
+        for index in homes:
             if index not in made:
                 record = shards.get(f"shard-{index}")
-                fresh = _route(record, nodes) if record is not None else None
+                fresh = _route(record, nodes, counts[index % num_shards]) if record is not None else None
                 old = known.get(f"shard-{index}")
                 made[index] = old if fresh == old else fresh
-        routes = tuple(made[index] for index in _homes(num_shards, shards))
+        routes = tuple(made[index] for index in homes)
         return ShardMap(version, cluster_id, num_shards, replication_factor, nodes, shards, routes)
 
 
-def _homes(num_shards: int, shards: Mapping[str, ShardRecord]) -> list[int]:
-    """The number of the shard that owns each residue class, by the largest modulus that any of them has."""
+def _counts(num_shards: int, shards: Mapping[str, ShardRecord]) -> list[int]:
+    """By which modulus the keys of each residue class go: the table's, or that of the shard where it has divided."""
     firsts = (shards.get(f"shard-{index}") for index in range(num_shards))
-    counts = [home_count(num_shards, first.detail.shard_count if first is not None else 0) for first in firsts]
-    return [residue % counts[residue % num_shards] for residue in range(math.lcm(*counts) if counts else 0)]
+    return [home_count(num_shards, first.detail.shard_count if first is not None else 0) for first in firsts]
 
 
-def _route(record: ShardRecord, nodes: Mapping[str, NodeRecord]) -> Route:
+def _route(record: ShardRecord, nodes: Mapping[str, NodeRecord], shard_count: int) -> Route:
     living: list[str] = []
     dead: list[str] = []
     for node_id in record.replicas:
@@ -194,4 +196,4 @@ def _route(record: ShardRecord, nodes: Mapping[str, NodeRecord]) -> Route:
             (dead if node.status == DEAD else living).append(node.address)
     leader = nodes.get(record.leader)
     leader_address = leader.address if leader is not None and leader.status != DEAD else ""
-    return Route(record.shard_id, record.epoch, leader_address, (*living, *dead))
+    return Route(record.shard_id, record.epoch, leader_address, (*living, *dead), shard_count)
