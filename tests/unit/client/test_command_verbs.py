@@ -22,6 +22,7 @@ SAMPLES = {
     "put": ("k", "v"),
     "move": ("shard-0", "node-1", "node-2"),
     "recover": ("shard-0", "--unsafe", "--yes"),
+    "reshard": ("8",),
 }
 """What makes a verb's call a good one, where it is more than its required arguments."""
 APP: Any = typer.main.get_command(cli.build())
