@@ -198,6 +198,8 @@ class Groups(ABC):
 
     async def _until(self, start: Callable[[Callable[[], None]], None]) -> None:
         """Run something that calls back once; HostClosed if it never can."""
+        if self._closed_because is not None:
+            raise HostClosed(self._closed_because)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         start(lambda: None if future.done() else future.set_result(None))
         self._lifecycle.add(future)

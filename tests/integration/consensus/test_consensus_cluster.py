@@ -278,6 +278,9 @@ async def test_a_host_that_is_gone_ends_the_run_and_leaves_nobody_waiting(cluste
         await removing
     with pytest.raises(HostClosed, match="the host failed: "):
         await process.host.statuses()
+    machine = process.new_machine(7, birth=[replica(1)])
+    with pytest.raises(HostClosed, match="the host failed: "):
+        await process.host.create_group(7, replica(1), [replica(1)], machine)
 
 
 async def test_a_lone_voter_serves_alone(cluster: Cluster) -> None:
