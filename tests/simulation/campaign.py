@@ -73,11 +73,12 @@ CLUSTER = Simulator(
         "nodes_added": "nodes added",
         "nodes_destroyed": "machines destroyed",
         "connections_cut": "connections cut",
+        "children_checked": "shards born of others",
         "event_removed": "replicas removed",
     },
     (
         *_COMMONLY_TOLD, "views_looked_at", "decisions", "cancel_ordered", "rebalance_ordered", "lead_ordered",
-        "decommission_ordered", "nodes_dismissed",
+        "decommission_ordered", "nodes_dismissed", "reshard_ordered", "reshard_refused",
     ),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flotta_consensus.api import Entry, EntryKind, Members, node_of
 from flotta_consensus.sim.checkers import SafetyViolation
-from flotta_coordinator.core.state import ClusterState, NodeStatus, Purpose, Shard
+from flotta_coordinator.core.state import ClusterState, NodeStatus, Phase, Purpose, Shard
 
 if TYPE_CHECKING:
     from cluster_world import Cluster
@@ -45,7 +45,7 @@ class MapRules:
             if (shard.epoch, shard.leader_term) < (known.epoch, known.leader_term) or shard.epoch < known.epoch:
                 raise SafetyViolation(f"{shard_id} went back from epoch {known.epoch} to {shard.epoch}")
             if {one.replica_id for one in shard.members} != {one.replica_id for one in known.members} and (
-                shard.epoch <= known.epoch
+                shard.epoch <= known.epoch and known.phase is not Phase.AWAITED
             ):
                 raise SafetyViolation(f"{shard_id} has other members at the same epoch {shard.epoch}")
             if shard.targets and shard.targets != known.targets and shard.purpose is not Purpose.OPERATOR:

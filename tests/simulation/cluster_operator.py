@@ -55,6 +55,7 @@ class Operator:
             "destroy": self._destroy,
             "cut_watch": self._cut_connections,
             "restart_gateway": self._restart_gateway,
+            "reshard": self._reshard,
         }
         cluster.spawn(outsider, self._run())
 
@@ -140,6 +141,13 @@ class Operator:
         if self._healed(state):
             request = op.SetReplicationFactorRequest(replication_factor=self._rng.choice((1, 2, 3, 3, 4)))
             await self._order("factor", lambda channel: OperatorStub(channel).SetReplicationFactor, request)
+
+    async def _reshard(self, state: ClusterState) -> None:
+        """Once a run."""
+        table = state.partitioning
+        if table is not None and table.num_shards == len(state.shards) == self._cluster.profile.shards:
+            request = op.SetShardCountRequest(table=table.name, num_shards=table.num_shards * self._rng.choice((2, 3)))
+            await self._order("reshard", lambda channel: OperatorStub(channel).SetShardCount, request)
 
     async def _rebalance(self, state: ClusterState) -> None:
         await self._order("rebalance", lambda channel: OperatorStub(channel).Rebalance, op.RebalanceRequest())

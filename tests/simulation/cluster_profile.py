@@ -49,6 +49,7 @@ def draw_cluster(seed: int, *, run_ms: int = 18_000) -> ClusterProfile:
     """The conditions of a seed; each part has a stream of its own."""
     shape, times = stream(seed, "cluster/shape"), stream(seed, "cluster/times")
     faults = draw_faults(stream(seed, "cluster/faults"))
+    divisions = ("reshard",) * stream(seed, "cluster/divisions").choice((0, 1, 3))
     # Twice as many processes as in the other simulator, so each fault may come half as often.
     faults = replace(
         faults,
@@ -73,7 +74,7 @@ def draw_cluster(seed: int, *, run_ms: int = 18_000) -> ClusterProfile:
         think_mean_ms=shape.choice((60, 120, 200)),
         run_ms=run_ms,
         event_every_ms=times.choice((700, 1_500, 3_000)),
-        events=tuple(sorted(event for event in EVENTS if times.random() < 0.7)),
+        events=(*sorted(event for event in EVENTS if times.random() < 0.7), *divisions),
         catch_up_entries=times.choice((8, 256)),
         network=draw_network(stream(seed, "cluster/network")),
         faults=faults,

@@ -20,8 +20,10 @@ def unsettled(cluster: Cluster, *, idle: bool) -> str:
     others = [node.state() for node in cluster.coordinators]
     if any(other != state for other in others):
         return f"coordinators differ: {[None if other is None else other.sequence for other in others]}"
-    if len(state.shards) != cluster.profile.shards:
+    if state.partitioning is None:
         return "the shards were never created"
+    if len(state.shards) != state.partitioning.num_shards:
+        return f"{len(state.shards)} shards, {state.partitioning.num_shards} in the table"
     return (
         _nodes(cluster, state)
         or next((trouble for shard in state.shards.values() if (trouble := _shard(cluster, state, shard, idle))), "")
@@ -67,6 +69,8 @@ def _shard(cluster: Cluster, state: ClusterState, shard: Shard, idle: bool) -> s
         replica = node.table.of_group(shard.group_id)
         if replica is None or replica.replica != member.replica_id:
             return f"{shard.shard_id}: {node.name} does not hold {member.replica_id:#x}"
+        if shard.parent or replica.division() is not None:
+            return f"{shard.shard_id}: its division is not done with on {node.name}"
         members = replica.machine.members()
         if set(members.voters) != {one.replica_id for one in shard.members} or members.learners or members.outgoing:
             return f"{shard.shard_id}: {node.name} has {members}"

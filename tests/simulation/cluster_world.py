@@ -18,7 +18,7 @@ from cluster_checks import MapRules, ShardRules, Views
 from cluster_clients import Client, Keys, Outsider
 from cluster_coordinator import CoordinatorNode
 from cluster_gateway import GatewayProcess
-from cluster_history import check_keys, check_order, check_outcomes, replay
+from cluster_history import Effects, check_keys, check_order, check_outcomes, replay
 from cluster_node import ClusterNode
 from cluster_operator import Operator
 from cluster_profile import ClusterProfile
@@ -37,8 +37,11 @@ from flotta_consensus.sim.network import Network
 from flotta_consensus.sim.observed import Observer
 from flotta_consensus.sim.transcript import Transcript
 from flotta_consensus.sim.world import World
-from flotta_coordinator.core.state import shard_name
+from flotta_coordinator.core.state import ClusterState, shard_name
 from flotta_coordinator.settings import CoordinatorSettings
+from flotta_embedded.dedup import ROWS as DEDUP_ROWS
+from flotta_embedded.dedup import split_row_key
+from flotta_embedded.keys import prefix_end
 from flotta_gateway.settings import GatewaySettings
 from flotta_runtime.hashing import shard_index
 from flotta_storage.core import keys as shard_keys
@@ -51,6 +54,7 @@ from shard_world import STATE_FAILPOINTS, RunResult
 SETTLE_MS = 120_000
 QUIET_LOAD_MS = 1_000
 CHECK_MS = 50
+DEDUP_ROWS_END = prefix_end(DEDUP_ROWS)
 FIRST_STORAGE, FIRST_GATEWAY, FIRST_OUTSIDER = 11, 31, 1_001
 COORDINATORS = 3
 
@@ -221,20 +225,47 @@ class Cluster:
             operations = [operation for operation in self.history if operation.group == index]
             birth = Members(tuple(sorted(replica.replica_id for replica in shard.birth)))
             model = ShardModel(birth, self._owner_of(index), shard.revision_base)
-            effects = replay(self.observer.log(shard.group_id), model, operations)
+            model.residue = (index, self.profile.shards)
+            effects = self._replayed(state, shard.group_id, model, operations)
             check_outcomes(shard.group_id, operations, effects)
-            check_order(operations, shard.revision_base)
+            for residue in (model.residue[0], *model.children):
+                count = model.residue[1]
+                check_order([one for one in operations if shard_index(one.key, count) == residue])
             keys, undecided = check_keys(operations, effects, timed)
             transcript.count("keys_checked", keys)
             transcript.count("keys_undecided", undecided)
             transcript.count("unknown_outcomes", sum(one.verdict is Verdict.UNKNOWN for one in operations))
             self._check_states(shard.group_id, model)
+            for residue, child in model.children.items():
+                self._check_states(state.shards[shard_name(residue)].group_id, child)
+                transcript.count("children_checked")
             transcript.note("check", f"{shard.shard_id}: {len(operations)} operations, log to {model.index}")
         transcript.count("states_compared", self.observer.states.compared + self.coordination.states.compared)
         transcript.count("membership_changes", self.shard_rules.changes)
         transcript.count("moves_planned", self.map_rules.decided)
         transcript.count("views_looked_at", self.views.looks)
         transcript.count("decisions", len(state.decisions))
+
+    def _replayed(self, state: ClusterState, group: int, model: ShardModel, operations: list[Operation]) -> Effects:
+        """What came of the log of a shard, and of the logs of its children. What was read at a later revision than
+        that of the division was read where the key went."""
+        everything = self.observer.log(group)
+        scout = ShardModel(model.members, model.owns, model.revision_base)
+        scout.residue = model.residue
+        for entry in everything.in_order(2):
+            scout.apply(entry)
+
+        def home(operation: Operation) -> int:
+            later = scout.divided_at and operation.revision > scout.divided_at
+            return shard_index(operation.key, scout.residue[1]) if later else scout.residue[0]
+
+        effects = replay(everything, model, [one for one in operations if home(one) == model.residue[0]])
+        for residue, child in model.children.items():
+            log = self.observer.log(state.shards[shard_name(residue)].group_id)
+            theirs = replay(log, child, [one for one in operations if home(one) == residue])
+            for tag, found in theirs.items():
+                effects[tag].extend(found)
+        return effects
 
     def _owner_of(self, index: int) -> Callable[[bytes], bool]:
         return lambda key: shard_index(key, self.profile.shards) == index
@@ -258,6 +289,10 @@ class Cluster:
             }
             if found != expected:
                 raise SafetyViolation(f"{told}: rows {found}, by the log {expected}")
+            known = {split_row_key(row)[1:] for row, _ in machine.view().scan(DEDUP_ROWS, DEDUP_ROWS_END)}
+            forgotten = model.remembered() - known
+            if forgotten:
+                raise SafetyViolation(f"{told}: requests {sorted(forgotten)[:4]} are forgotten")
 
     def bury(self) -> None:
         """Nothing of this run may run again, when the collector finds it."""

@@ -13,6 +13,7 @@ from flotta_embedded.codec import decode_command, decode_value, encode_value
 from flotta_embedded.registry import Registry
 from flotta_embedded.txn import Txn
 from flotta_storage.core.commands import EXPIRE, EXPIRE_VERSION, new_registry
+from flotta_storage.core.splits import PRUNE, PRUNE_VERSION, SPLIT, SPLIT_VERSION
 from flotta_storage.core.writes import (
     WRITE,
     WRITE_VERSION,
@@ -28,6 +29,8 @@ CHAINS: Final = "sim.chains"
 WRITE_WIRE: Final = f"{WRITE}@{WRITE_VERSION}".encode()
 EXPIRE_WIRE: Final = f"{EXPIRE}@{EXPIRE_VERSION}".encode()
 APPEND_WIRE: Final = f"{APPEND}@1".encode()
+SPLIT_WIRE: Final = f"{SPLIT}@{SPLIT_VERSION}".encode()
+PRUNE_WIRE: Final = f"{PRUNE}@{PRUNE_VERSION}".encode()
 
 Chain = tuple[int, bytes]
 EMPTY_CHAIN: Chain = (0, b"")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from flotta_consensus.api import EntryKind, Members
 from flotta_consensus.sim.checkers import AppliedEntry
 from flotta_consensus.sim.observed import members_of_bytes
 from flotta_embedded.codec import decode_command, decode_value
+from flotta_runtime.hashing import shard_index
 from flotta_storage.core.writes import Write, decode_write
-from shard_commands import APPEND_WIRE, EMPTY_CHAIN, EXPIRE_WIRE, WRITE_WIRE, Chain, extend
+from shard_commands import APPEND_WIRE, EMPTY_CHAIN, EXPIRE_WIRE, PRUNE_WIRE, SPLIT_WIRE, WRITE_WIRE, Chain, extend
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,10 @@ DEDUP_WINDOW_MS = 600_000
 DEDUP_SKEW_MS = 60_000
 
 
+def _in_class(residue: int, count: int, key: bytes) -> bool:
+    return shard_index(key, count) == residue
+
+
 class ShardModel:
     """State after each committed entry, beginning at the birth of the shard."""
 
@@ -53,6 +60,10 @@ class ShardModel:
         self.now_ms = 0
         self.index = 1
         self.revision_base = revision_base
+        self.residue = (0, 1)
+        self.conf_index = 1
+        self.children: dict[int, ShardModel] = {}  # by residue class, as they are born
+        self.divided_at = 0  # the revision of the division
 
     def apply(self, entry: AppliedEntry) -> Answer | Chain | None:
         if entry.index != self.index + 1:
@@ -71,6 +82,11 @@ class ShardModel:
             key, token = decode_value(command.args)
             self.chains[key] = extend(self.chains.get(key, EMPTY_CHAIN), token)
             return self.chains[key]
+        if command.wire == SPLIT_WIRE:
+            self._divide(*decode_value(command.args))
+            return None
+        if command.wire == PRUNE_WIRE:
+            return None
         if command.wire != EXPIRE_WIRE:
             raise ValueError(f"the model does not know {command.wire!r}")
         return None
@@ -91,7 +107,29 @@ class ShardModel:
     def living(self) -> dict[bytes, ModelRow]:
         return {key: row for key in sorted(self.rows) if (row := self.row(key)) is not None}
 
+    def remembered(self) -> set[tuple[bytes, bytes]]:
+        """(key, request id) of the requests that must still be answered as they were."""
+        return {known for known, (at_ms, _, _) in self.requests.items() if self.now_ms < at_ms + DEDUP_WINDOW_MS}
+
+    def _divide(self, count: int, conf_index: int, voters: list[int], children: list[list[Any]]) -> None:
+        """Rows and requests go where their keys do; whoever was told of other voters is not heard."""
+        index, own_count = self.residue
+        if count == own_count or conf_index != self.conf_index:
+            return
+        self.residue, self.epoch, self.divided_at = (index, count), self.epoch + 1, self.revision
+        self.owns = partial(_in_class, index, count)
+        for _, _, residue, sequence in children:
+            members = Members(tuple(sorted(voter >> 32 << 32 | sequence for voter in voters)))
+            child = ShardModel(members, partial(_in_class, residue, count), self.revision)
+            child.residue, child.now_ms = (residue, count), self.now_ms
+            child.rows = {key: row for key, row in self.rows.items() if child.owns(key)}
+            child.requests = {key: known for key, known in self.requests.items() if child.owns(key[0])}
+            self.children[residue] = child
+        self.rows = {key: row for key, row in self.rows.items() if self.owns(key)}
+        self.requests = {key: known for key, known in self.requests.items() if self.owns(key[0])}
+
     def _change_members(self, after: Members) -> None:
+        self.conf_index = self.index
         before = self.members
         old_voters = set(before.outgoing) or set(before.voters)
         if not after.outgoing and set(after.voters) != old_voters:
