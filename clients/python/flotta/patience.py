@@ -7,6 +7,7 @@ import time
 
 RETRY_MS = 25
 RETRY_MS_MAX = 1_000
+ATTEMPT_MS_MIN = 10  # with less than that left an attempt would only put its outcome in doubt
 
 
 class Patience:
@@ -28,6 +29,10 @@ class Patience:
     def lasts(self) -> bool:
         """Is there time for the next pause?"""
         return time.monotonic() + self._pause_ms * 1.25 / 1000 < self._deadline_s
+
+    def allows_an_attempt(self) -> bool:
+        """Is there time for one? A pause may have lasted longer than it was to."""
+        return time.monotonic() + ATTEMPT_MS_MIN / 1000 < self._deadline_s
 
     def next_pause_s(self) -> float:
         """How long to pause now; the one after that is twice as long."""

@@ -30,9 +30,10 @@ _RESPONSES: dict[type[Request], type[Response]] = {
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """Certain: no byte of it left."""
+    """Certain: no byte of it left. `out_of_time`: because there was hardly any, which says nothing of the node."""
 
     reason: str
+    out_of_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Item:
     hint: str = ""  # whom to ask next, instead of whom the map names
     tried: set[str] = field(default_factory=set)  # addresses asked since the last pause
     in_doubt: bool = False
+    told: bool = False  # `last` is what an attempt came to
     last: Status = field(default_factory=lambda: Status(code=Status.UNAVAILABLE, message="no shard map in time"))
     response: Response | None = None
 
@@ -141,7 +143,9 @@ def settle(item: Item, address: str, outcome: Outcome, route: Route) -> Step:
     item.hint = ""
     item.tried.add(address)
     if isinstance(outcome, NotSent):
-        item.last = Status(code=Status.UNAVAILABLE, message=f"{address}: {outcome.reason}", shard_id=route.shard_id)
+        if not (outcome.out_of_time and item.told):
+            message = f"{address}: {outcome.reason}"
+            item.last, item.told = Status(code=Status.UNAVAILABLE, message=message, shard_id=route.shard_id), True
         return _elsewhere(item, route)
     if isinstance(outcome, Lost):
         outcome = Reply(code=Status.TIMEOUT, message=f"{address}: {outcome.reason}", shard_id=route.shard_id)
@@ -153,7 +157,7 @@ def settle(item: Item, address: str, outcome: Outcome, route: Route) -> Step:
         shard_id=outcome.shard_id or route.shard_id,
         retry_after_ms=outcome.retry_after_ms,
     )
-    item.last = status
+    item.last, item.told = status, True
     if code == Status.TIMEOUT:
         item.in_doubt = item.in_doubt or item.write
         return _later(item) if item.safe else item.answer(status)

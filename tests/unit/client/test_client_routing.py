@@ -130,3 +130,13 @@ def test_only_so_much_waits_and_there_is_room_again_afterwards() -> None:
     assert not outgoing.add([half])
     assert outgoing.take() is not None
     assert outgoing.add([half])
+
+
+def test_an_attempt_without_time_says_nothing_new() -> None:
+    item = read()
+    assert settle(item, "a:1", NotSent("UNAUTHENTICATED: no"), ROUTE) is not Step.ANSWER
+    settle(item, "b:2", NotSent("no greeting within 0.0 s", out_of_time=True), ROUTE)
+    assert item.last.message == "a:1: UNAUTHENTICATED: no"
+    fresh = read()
+    settle(fresh, "b:2", NotSent("no greeting within 0.1 s", out_of_time=True), ROUTE)
+    assert fresh.last.message == "b:2: no greeting within 0.1 s"

@@ -200,7 +200,7 @@ async def test_nobody_there_and_a_wrong_token_say_so(cluster: FakeCluster) -> No
     async with AsyncClient.smart(NOBODY, internal_token=TOKEN, timeout_ms=300) as client:
         with pytest.raises(flotta.UnavailableError, match=NOBODY):
             await client.get("k")
-    async with AsyncClient.smart(cluster.coordinator.address, internal_token="wrong", timeout_ms=300) as client:
+    async with AsyncClient.smart(cluster.coordinator.address, internal_token="wrong", timeout_ms=1_500) as client:
         with pytest.raises(flotta.UnavailableError, match="UNAUTHENTICATED"):
             await client.put("k", "v")
     assert not seen(cluster)

@@ -76,6 +76,8 @@ class AsyncCalls:
                 break
             waiting = again
             await sleep(patience.next_pause_s())
+            if not patience.allows_an_attempt():
+                break
         return results
 
     def _requests(self, operations: Iterable[Operation]) -> list[Request]:
@@ -103,7 +105,8 @@ class AsyncCalls:
                 patience.longer(status.retry_after_ms)
                 if patience.lasts():
                     await sleep(patience.next_pause_s())
-                    continue
+                    if patience.allows_an_attempt():
+                        continue
             elif self._to_be_asked_again(request, response):
                 continue
             if patience.in_doubt:

@@ -74,8 +74,10 @@ class AsyncGateways:
             except grpc.RpcError as error:
                 # Unless it never connected, the transport may have delivered what it says failed.
                 unsent = never_connected(error)
-                if not (is_lost(error) and (safe or unsent) and patience.lasts()):
+                again = is_lost(error) and (safe or unsent) and patience.lasts()
+                if again:
+                    self._current = (current + 1) % len(self._addresses)
+                    patience.in_doubt = patience.in_doubt or not unsent
+                    await sleep(patience.next_pause_s())
+                if not (again and patience.allows_an_attempt()):
                     raise_transport(error, address, unsent and not patience.in_doubt, self._channels.tls)
-                self._current = (current + 1) % len(self._addresses)
-                patience.in_doubt = patience.in_doubt or not unsent
-            await sleep(patience.next_pause_s())

@@ -71,13 +71,14 @@ class AsyncLeaders:
             if not chains:
                 break
             later = await self._round([chain[0] for chain in chains.values()], patience)
-            if not patience.lasts():
-                for item in later:
-                    item.out_of_time()
-            elif later:
+            if later and patience.lasts():
                 async with self._opening:
                     self.map.fetch_soon()
                 await sleep(patience.next_pause_s())
+                if patience.allows_an_attempt():
+                    continue
+            for item in later:
+                item.out_of_time()
         return [item.response for item in items if item.response is not None]
 
     async def scan(self, request: ScanRequest, patience: Patience) -> ScanResponse:

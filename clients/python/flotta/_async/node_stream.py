@@ -64,7 +64,8 @@ class AsyncNodeStream:
         deadline_s = time.monotonic() + timeout_s
         greeting_s = min(timeout_s, GREETING_TIMEOUT_S)
         if not await self._greeted.wait(greeting_s):
-            return [NotSent(f"no greeting within {greeting_s:.1f} s")] * len(operations)
+            short = timeout_s < GREETING_TIMEOUT_S
+            return [NotSent(f"no greeting within {greeting_s:.1f} s", short)] * len(operations)
         if not self.usable:
             return [NotSent(self.ended or "the node is stopping")] * len(operations)
         asked = _Asked(len(operations))

@@ -37,6 +37,8 @@ class AsyncPager:
             if not patience.lasts():
                 return response
             await sleep(patience.next_pause_s())
+            if not patience.allows_an_attempt():
+                return response
 
 
 class AsyncScan:

@@ -75,6 +75,8 @@ class Calls:
                 break
             waiting = again
             sleep(patience.next_pause_s())
+            if not patience.allows_an_attempt():
+                break
         return results
 
     def _requests(self, operations: Iterable[Operation]) -> list[Request]:
@@ -102,7 +104,8 @@ class Calls:
                 patience.longer(status.retry_after_ms)
                 if patience.lasts():
                     sleep(patience.next_pause_s())
-                    continue
+                    if patience.allows_an_attempt():
+                        continue
             elif self._to_be_asked_again(request, response):
                 continue
             if patience.in_doubt:

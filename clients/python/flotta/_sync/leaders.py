@@ -72,13 +72,14 @@ class Leaders:
             if not chains:
                 break
             later = self._round([chain[0] for chain in chains.values()], patience)
-            if not patience.lasts():
-                for item in later:
-                    item.out_of_time()
-            elif later:
+            if later and patience.lasts():
                 with self._opening:
                     self.map.fetch_soon()
                 sleep(patience.next_pause_s())
+                if patience.allows_an_attempt():
+                    continue
+            for item in later:
+                item.out_of_time()
         return [item.response for item in items if item.response is not None]
 
     def scan(self, request: ScanRequest, patience: Patience) -> ScanResponse:

@@ -38,6 +38,8 @@ class Pager:
             if not patience.lasts():
                 return response
             sleep(patience.next_pause_s())
+            if not patience.allows_an_attempt():
+                return response
 
 
 class Scan:

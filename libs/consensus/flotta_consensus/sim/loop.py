@@ -79,7 +79,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(self)
         while self._tasks:  # an end may begin tasks, which come to theirs here
             task, _ = self._tasks.popitem()
-            work = task.get_coro()
+            work: Any = task.get_coro()
             if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:  # what it was given never begins either
                 for given in inspect.getcoroutinelocals(work).values():
                     if inspect.iscoroutine(given):
