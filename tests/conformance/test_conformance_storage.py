@@ -105,7 +105,10 @@ BAD_OPERATIONS: list[tuple[dict[str, Any], int, tuple[str, ...]]] = [
         ({"kind": kind, "key": b"k" * 1025}, Code.INVALID_ARGUMENT, ("key", "1025", "1024"))
         for kind in (GET, PUT, DELETE)
     ),
-    *(({"kind": kind}, Code.INVALID_ARGUMENT, ("kind", str(kind), "GET, PUT or DELETE")) for kind in (0, 4, 99, -1)),
+    *(
+        ({"kind": kind}, Code.INVALID_ARGUMENT, ("kind", str(kind), "GET, PUT, DELETE or SCAN"))
+        for kind in (0, 5, 99, -1)
+    ),
     *(({"kind": kind, "shard_id": ""}, Code.INVALID_ARGUMENT, ("shard_id", "empty")) for kind in (GET, PUT, DELETE)),
     *(({"kind": kind, "shard_id": "shard-9"}, Code.SHARD_MOVED, ("shard_id", "'shard-9'")) for kind in (GET, PUT)),
     ({"kind": GET, "shard_id": "x" * 5000}, Code.SHARD_MOVED, ("shard_id",)),
