@@ -80,13 +80,15 @@ class Garden:
         self.site = folder / "site"
         self._module_is_clean = False
 
-    def dig(self) -> None:
-        """A fresh copy; the target folder of earlier runs stays, since a cold build takes minutes."""
+    def dig(self, *, native: bool = True) -> None:
+        """A fresh copy; the target folder of earlier runs stays, since a cold build takes minutes. Without `native`
+        the installed module serves, and nothing is built."""
         shutil.rmtree(self.tree, ignore_errors=True)
         ignore = shutil.ignore_patterns("target", "__pycache__", ".mypy_cache", ".ruff_cache")
         for part in PARTS:
             shutil.copytree(ROOT / part, self.tree / part, ignore=ignore, copy_function=shutil.copy)
-        self.build()
+        if native:
+            self.build()
         self._module_is_clean = True
 
     def build(self) -> None:
@@ -158,8 +160,8 @@ def main() -> int:
         read_patches(options.names, CLUSTER_PATCHES if options.cluster else PATCHES), key=lambda patch: patch.native
     )
     garden = Garden(options.folder.resolve())
-    print(f"copying the tree and building its native module; seeds from {base} on", flush=True)
-    garden.dig()
+    print(f"copying the tree; seeds from {base} on", flush=True)
+    garden.dig(native=any(patch.native for patch in patches))
     missed = []
     for patch in patches:
         began = time.monotonic()

@@ -1,4 +1,5 @@
-"""The planted bugs still fit the tree. Whether the simulator finds them takes minutes: `make sim-planted`."""
+"""The planted bugs still fit the tree. Whether the simulators find them all takes minutes: `make sim-planted` and
+`make sim-cluster-planted`. The two that show at once are found here."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import planted
 import pytest
 
 PATCHES = planted.read_patches([])
+CLUSTER_PATCHES = planted.read_patches([], planted.CLUSTER_PATCHES)
 
 
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.path.stem)
+@pytest.mark.parametrize("patch", [*PATCHES, *CLUSTER_PATCHES], ids=lambda patch: patch.path.stem)
 def test_every_patch_applies(patch: planted.Patch) -> None:
     done = subprocess.run(
         ["patch", "--strip=1", "--forward", "--fuzz=0", "--dry-run"],
@@ -34,6 +36,25 @@ def test_the_bugs_that_must_be_there_are() -> None:
         "accept-stale-epoch",
         "resurrect-overwritten-tail",
     }
+
+    assert {patch.path.stem for patch in CLUSTER_PATCHES} >= {
+        "two-replicas-on-one-node",
+        "move-without-epoch",
+        "retry-unknown-writes",
+        "quorum-of-half",
+    }
+    assert not any(patch.native for patch in CLUSTER_PATCHES)
+
+
+@pytest.mark.timeout(240)
+def test_bugs_of_a_cluster_are_found(tmp_path: Path) -> None:
+    garden = planted.Garden(tmp_path)
+    garden.dig(native=False)
+    for name in ("two-replicas-on-one-node", "move-without-epoch"):
+        (patch,) = planted.read_patches([name], planted.CLUSTER_PATCHES)
+        garden.plant(patch)
+        assert garden.run(12, 1, ["--cluster"]).seeds, f"{name} was not found"
+        garden.weed(patch)
 
 
 def test_a_patch_says_what_it_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
