@@ -51,6 +51,8 @@ class Load:
     stopping: bool = False
     value_bytes: int = 0  # values are filled up with spaces to this length
     tls: Tls | None = None
+    # After each acknowledgement, so that the load does not take all of the machine from processes that start.
+    pause_s: float = 0.01
     failures: list[str] = field(default_factory=list)  # calls without an answer, the first of them
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class Load:
                 record.acknowledged, record.version = value, reply.version
                 record.maybe = {attempt for attempt in record.maybe if attempt > value}
                 self.acks[key].append(time.monotonic())
+                await asyncio.sleep(self.pause_s)
             else:
                 self._failed(f"answered {reply.status.code}: {reply.status.message}")
                 if reply.status.code not in CERTAINLY_NOT:
