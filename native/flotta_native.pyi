@@ -120,6 +120,7 @@ class GroupStatus:
     delivered: int  # last index handed out in `Batch.applies`
     first_index: int
     last_index: int
+    last_term: int  # of the entry there
     log_bytes: int
     membership: Membership
     matched: dict[int, int]  # leader only: replica -> index known to be durable there
@@ -159,8 +160,8 @@ class Batch:
     # (group, index): a cold group pins the log; flush its state and `compact` it.
     compactions_wanted: list[tuple[int, int]]
     # (group, name, number, text); number is
-    #   the replica: created, removed; unknown_group, wrong_replica, bad_message (the sending one; told once a poll);
-    #     transfer_refused (the one to take over)
+    #   the replica: created, removed, seized; transfer_refused (the one to take over);
+    #     unknown_group, wrong_replica, bad_message (the sending one; told once a poll)
     #   an index: snapshot_stale (a useful snapshot is at or above it), snapshot_ignored (the log had it already)
     #   a request id: outcome_unknown (a snapshot jumped over a proposal), membership_refused (text says why)
     #   0: bad_frame, inbox_full (a frame was dropped), campaign_refused
@@ -475,6 +476,14 @@ class RaftHost:
         Without: empty and non-voting until a snapshot tells it its membership. ValueError if the group exists,
         if the replica is tombstoned, or if `voters` is not empty and lacks `replica`.
         Durable when the `created` event is polled."""
+    def seize_group(
+        self, group: int, from_replica: int, replica: int, term_min: int, payloads: Sequence[bytes]
+    ) -> None:
+        """For a group that lost its quorum for good: the replica that is here goes on as another one and the only
+        voter, in a term above its own and above `term_min`. All that its log holds is committed, then a membership
+        of that one voter, then the payloads; membership changes it had not applied are void. The old id is
+        tombstoned. ValueError, and nothing changed, if there is nothing here to go on with.
+        Durable when the `seized` event is polled."""
     def remove_group(self, group: int) -> None:
         """Forget a group and tombstone its replica id, durably before the `removed` event is polled."""
     def propose_many(self, proposals: Sequence[tuple[int, int, bytes]]) -> None:

@@ -4,19 +4,13 @@ taken off the map, and `watch-map` beside it that saw it all.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import Operator
 from load import Load, under_load
-from process_cluster import ProcessCluster, replicas_equal, running, until
+from process_cluster import replicas_equal, running, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 SHARDS = 4
@@ -24,50 +18,6 @@ HASTE = {
     "FLOTTA_COORDINATOR_PLAN_EVERY_MS": "200",
     "FLOTTA_COORDINATOR_SETTLE_MS": "1500",
 }
-
-
-class Operator:
-    """The command line, with a configuration file as its only knowledge."""
-
-    def __init__(self, cluster: ProcessCluster, config: Path) -> None:
-        coordinators = ",".join(f"127.0.0.1:{cluster.coordinator_port + number}" for number in range(3))
-        config.write_text(
-            f'gateway = ["{cluster.gateway_address(1)}"]\n'
-            f'coordinators = "{coordinators}"\n'
-            f'admin = "http://127.0.0.1:{cluster.admin_port}"\n'
-            'admin_key_file = "data/admin-api-key"\n'
-        )
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLOTTA_", "KVDB_"))}
-        self._environment = {**clean, "FLOTTA_CONFIG": str(config)}
-
-    async def run(self, *arguments: str, code: int = 0) -> str:
-        """What a command printed; it must end with `code`."""
-        process = await self._start(*arguments)
-        output, errors = await asyncio.wait_for(process.communicate(), 120)
-        assert process.returncode == code, f"{arguments} ended with {process.returncode}: {errors.decode()}"
-        return output.decode()
-
-    async def told(self, *arguments: str) -> Any:
-        return json.loads(await self.run(*arguments, "--json"))
-
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        """`watch-map` while the block runs."""
-        process = await self._start("watch-map", "--json")
-        try:
-            yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-
-    async def _start(self, *arguments: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "flotta", *arguments),
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
 
 
 async def test_an_operators_day(tmp_path: Path) -> None:
@@ -93,6 +43,12 @@ async def test_an_operators_day(tmp_path: Path) -> None:
                 return bool((await operator.told("shards"))[0]["leader"] == outsider)
 
             await until(leads, f"{outsider} leads {shard['shard_id']}")
+
+            async def on_record() -> bool:
+                found = [one for one in await operator.told("ops") if one["operation"] == "leadership"]
+                return [(one["subject"], one["status"]) for one in found] == [(shard["shard_id"], "DONE")]
+
+            await until(on_record, "and that is on record")
             drained = await operator.told("drain", "node-2", "--remove", "--yes", "--wait")
             assert drained["status"] == "DONE", drained
             assert await operator.run("shards", "--node", "node-2", code=1) == ""

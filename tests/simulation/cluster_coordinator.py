@@ -45,6 +45,9 @@ class Parts:
     machine: Machine
 
 
+RECOVER_AFTER_MS = 60_000  # nothing is recovered here
+
+
 class CoordinatorNode(ClusterNode):
     def __init__(self, cluster: Cluster, number: int, settings: CoordinatorSettings) -> None:
         super().__init__(cluster, number, settings.node_id, cluster.coordination)
@@ -116,7 +119,9 @@ class CoordinatorNode(ClusterNode):
         add = coordinator_pb2_grpc.add_CoordinatorServicer_to_server
         add(service.CoordinatorService(member), self.server)
         cluster_pb2_grpc.add_ClusterServicer_to_server(cluster_service.ClusterService(member), self.server)
-        operator_pb2_grpc.add_OperatorServicer_to_server(operator_service.OperatorService(member), self.server)
+        operator_pb2_grpc.add_OperatorServicer_to_server(
+            operator_service.OperatorService(member, RECOVER_AFTER_MS), self.server
+        )
         machine = self._open_machine(store)
         driver = self.open_host(self.members.node_num, {GROUP: machine.applied_index()})
         groups = SimGroups(self, lambda number, made: self._observed(machine))

@@ -1,7 +1,7 @@
 """The `flotta` command. Further commands are found by the entry point group `flotta.commands`.
 
-Exit codes: 0 done, 1 no such key, node, shard or operation (status: something is wrong), 2 wrong use, 3 a condition did
-not hold, 4 unavailable, 5 outcome unknown, 6 something broke.
+Exit codes: 0 done, 1 no such key, node, shard or operation (status, check: something is wrong), 2 wrong use, 3 a
+condition did not hold, 4 unavailable, 5 outcome unknown, 6 something broke.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from flotta_runtime.tls import TlsFiles
 
-from flotta import cli_keys, cli_orders, cli_scan, cli_status, cli_watch
+from flotta import cli_backups, cli_check, cli_keys, cli_orders, cli_recover, cli_scan, cli_status, cli_watch
 from flotta.cli_support import ROOT_FLAGS, Exit, fail
 from flotta.endpoints import Flags
 
@@ -106,6 +106,10 @@ def build() -> typer.Typer:
     app.command("rebalance")(cli_orders.rebalance)
     app.command("reshard")(cli_orders.reshard)
     app.command("ops")(cli_orders.ops)
+    app.command("backup")(cli_backups.backup)
+    app.command("restore")(cli_backups.restore)
+    app.command("check")(cli_check.check)
+    app.command("recover")(cli_recover.recover)
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda one: one.name):
         try:
             command = entry.load()

@@ -17,7 +17,7 @@ from flotta.admin_api import AdminApi
 from flotta.cli_keys import Json, Timeout
 from flotta.cli_support import Exit, complete_from_map, duration_ms, explained, fail, find
 from flotta.cli_tables import coloured, console, table
-from flotta.errors import UnavailableError
+from flotta.errors import PreconditionFailedError, UnavailableError
 
 POLL_S = 0.5
 SILENCE_S = 30.0  # how long the admin service may be away while an operation is waited for
@@ -36,12 +36,12 @@ KeyFile = Annotated[
 Wait = Annotated[bool, typer.Option("--wait", "-w", help="Wait until it has ended, and show how far it is.")]
 
 
-def _of_map(kind: str) -> Any:
+def of_map(kind: str) -> Any:
     return lambda incomplete: complete_from_map(kind, incomplete)
 
 
-ShardId = Annotated[str, typer.Argument(metavar="SHARD", autocompletion=_of_map("shards"), help="E.g. shard-7.")]
-NodeId = Annotated[str, typer.Argument(metavar="NODE", autocompletion=_of_map("nodes"), help="E.g. node-2.")]
+ShardId = Annotated[str, typer.Argument(metavar="SHARD", autocompletion=of_map("shards"), help="E.g. shard-7.")]
+NodeId = Annotated[str, typer.Argument(metavar="NODE", autocompletion=of_map("nodes"), help="E.g. node-2.")]
 
 
 class Service:
@@ -61,10 +61,20 @@ class Service:
         with explained(self.unreachable, self.unknown, self.not_now):
             return getattr(self.api, method)("admin", *path, **how)
 
+    def try_(self, method: str, *path: str, **how: Any) -> Any:
+        """The answer; PreconditionFailedError if the cluster is not as it would have to be; or the end."""
+        refused: PreconditionFailedError | None = None
+        with explained(self.unreachable, self.unknown):
+            try:
+                return getattr(self.api, method)("admin", *path, **how)
+            except PreconditionFailedError as error:
+                refused = error
+        raise refused
+
 
 def why(
     subject: Annotated[
-        str, typer.Argument(metavar="SHARD|NODE", autocompletion=_of_map("both"), help="A shard or a node.")
+        str, typer.Argument(metavar="SHARD|NODE", autocompletion=of_map("both"), help="A shard or a node.")
     ],
     admin: Admin = None,
     key_file: KeyFile = None,
@@ -98,10 +108,10 @@ def why(
 def move(
     shard: ShardId,
     from_node: Annotated[
-        str, typer.Argument(metavar="FROM", autocompletion=_of_map("nodes"), help="The node that has the replica.")
+        str, typer.Argument(metavar="FROM", autocompletion=of_map("nodes"), help="The node that has the replica.")
     ],
     to_node: Annotated[
-        str, typer.Argument(metavar="TO", autocompletion=_of_map("nodes"), help="The node that gets it.")
+        str, typer.Argument(metavar="TO", autocompletion=of_map("nodes"), help="The node that gets it.")
     ],
     wait: Wait = False,
     admin: Admin = None,
@@ -112,7 +122,7 @@ def move(
     """Move one replica of a shard from one node to another. The shard stays where it was put until a rebalance."""
     service = Service(admin, key_file, timeout)
     body = {"from_node_id": from_node, "to_node_id": to_node}
-    _ordered(service, service.ask("post", "shards", shard, "move", body=body), wait, json_)
+    ordered(service, service.ask("post", "shards", shard, "move", body=body), wait, json_)
 
 
 def transfer(
@@ -154,7 +164,7 @@ def drain(
         answer = service.ask("delete", "nodes", node, "drain")
     else:
         answer = service.ask("post", "nodes", node, "decommission" if remove else "drain")
-    _ordered(service, answer, wait, json_)
+    ordered(service, answer, wait, json_)
 
 
 def rebalance(
@@ -162,7 +172,7 @@ def rebalance(
 ) -> None:
     """Level replicas and leaderships over the nodes, shards that were placed by hand included."""
     service = Service(admin, key_file, timeout)
-    _ordered(service, service.ask("post", "cluster", "rebalance"), wait, json_)
+    ordered(service, service.ask("post", "cluster", "rebalance"), wait, json_)
 
 
 def reshard(
@@ -176,7 +186,7 @@ def reshard(
 ) -> None:
     """Divide the shards of a table while it serves, so that there are so many. It cannot be called off."""
     service = Service(admin, key_file, timeout)
-    _ordered(service, service.ask("post", "tables", name, "shards", body={"num_shards": shards}), wait, json_)
+    ordered(service, service.ask("post", "tables", name, "shards", body={"num_shards": shards}), wait, json_)
 
 
 def ops(
@@ -195,10 +205,10 @@ def ops(
         fail("--cancel calls the operation off, so there is nothing to --wait for", Exit.USAGE, "leave it out")
     service = Service(admin, key_file, timeout)
     if number is not None and cancel:
-        _ordered(service, service.ask("post", "ops", str(number), "cancel"), False, json_)
+        ordered(service, service.ask("post", "ops", str(number), "cancel"), False, json_)
         return
     if number is not None and wait:
-        _end(_waited(service, number), json_)
+        _end(waited(service, number), json_)
     found = service.ask("get", "ops")["operations"] if number is None else [service.ask("get", "ops", str(number))]
     if json_:
         print(json.dumps(found if number is None else found[0], indent=2))
@@ -210,13 +220,13 @@ def ops(
     console().print(shown)
 
 
-def _ordered(service: Service, answer: Any, wait: bool, json_: bool) -> None:
+def ordered(service: Service, answer: Any, wait: bool, json_: bool) -> None:
     """Say what an order has begun, or wait for its end."""
     operation = answer["operation"]
     if wait and operation is not None:
         if not json_:
             print(answer["message"])
-        _end(_waited(service, operation["id"]), json_)
+        _end(waited(service, operation["id"]), json_)
     if json_:
         print(json.dumps(answer, indent=2))
         return
@@ -227,7 +237,7 @@ def _ordered(service: Service, answer: Any, wait: bool, json_: bool) -> None:
         print(f"operation {operation['id']}: follow it with `{follow} --wait`{end}")
 
 
-def _waited(service: Service, number: int) -> Any:
+def waited(service: Service, number: int) -> Any:
     """The operation once it has ended. A terminal shows how far it is meanwhile."""
     err = Console(stderr=True, highlight=False)
     count = TextColumn("{task.completed:.0f}/{task.total:.0f}")

@@ -47,7 +47,7 @@ class Exit(enum.IntEnum):
     """What the exit code of a command says."""
 
     OK = 0
-    NOT_FOUND = 1  # no such key, node, shard or operation; for `status`: the cluster answers, but something is wrong
+    NOT_FOUND = 1  # no such key, node, shard or operation; `status`, `check`: something is wrong
     USAGE = 2  # the request can never succeed as it is
     CONDITION = 3  # if-version or if-absent did not hold
     UNAVAILABLE = 4  # nothing was done; try again later

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 SEQUENCE_BITS = 32
 
@@ -167,6 +167,16 @@ class ReadReady:
 
 
 ReadOutcome = ReadReady | Rejected | Unknown
+
+
+class Seizure(NamedTuple):
+    """How the replica of a group that lost its quorum for good goes on alone; see `RaftHost.seize_group`."""
+
+    from_replica: int
+    replica: int
+    term_min: int
+    payloads: Sequence[bytes]
+
 
 ProposeDone = Callable[[Outcome], None]
 ReadDone = Callable[[ReadOutcome], None]

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import flotta_native
 
-from flotta_consensus.api import Outcome, ProposeDone, ReadDone, ReadOutcome, RoleChange, StateMachine
+from flotta_consensus.api import Outcome, ProposeDone, ReadDone, ReadOutcome, RoleChange, Seizure, StateMachine
 from flotta_consensus.core.driver import Driver
 from flotta_consensus.core.effects import Effects, HostEvent
 from flotta_consensus.core.host import MembershipChange
@@ -125,6 +125,10 @@ class Groups(ABC):
     async def remove_group(self, group: int) -> None:
         """Tombstone the replica durably, then destroy its machine's state."""
         await self._until(lambda done: self._driver.remove_group(group, done))
+
+    async def seize_group(self, group: int, seizure: Seizure) -> None:
+        """See `Driver.seize_group`; returns once it is durable. ValueError changes nothing."""
+        await self._until(lambda done: self._driver.seize_group(group, seizure, done))
 
     def groups(self) -> list[int]:
         return self._driver.groups()

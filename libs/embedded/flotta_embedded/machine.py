@@ -3,6 +3,7 @@
 Invariants:
 - Data, applied index, term, members and group time change in one engine write per `apply_many`.
 - Entries apply in index order without a gap, each once; anything else is refused before it changes something.
+- Revisions only grow: the base is raised by a command of its own, between two others.
 - Group time = max(previous, the entry's stamp): it never goes back, and nothing here reads a clock.
 - After an exception the machine takes no more entries; the process ends and replays from the durable state.
 - A restore is visible at once and durably, or not at all (`generations.py`).
@@ -27,7 +28,7 @@ from .errors import InvariantError, UnknownCommandError
 from .generations import check_name, current, drop, generations, space_of, sweep
 from .meta import Header, encode_members, encode_state, read_header
 from .overlay import Layer, Row
-from .registry import Registry
+from .registry import RAISE_WIRE, Registry
 from .restore import MachineSink
 from .snapshot import FrozenSnapshot
 
@@ -200,23 +201,24 @@ class Machine:
                 if stamp_ms > now_ms:
                     now_ms = stamp_ms
                 if wire != run_wire:
-                    self._run(run_wire, overlay, run, results)
+                    base += self._run(run_wire, overlay, run, results)
                     run_wire = wire
                     run = []
                 run.append(Command(index, base + index, now_ms, payload[args_at:]))
             else:
-                self._run(run_wire, overlay, run, results)
+                base += self._run(run_wire, overlay, run, results)
                 run = []
                 if entry.kind is _CONF:
                     members = self._change_members(overlay, entry, members)
                 results.append(None)
-        self._run(run_wire, overlay, run, results)
+        base += self._run(run_wire, overlay, run, results)
         self._write(overlay, Header(index, entries[-1].term, now_ms, base, members))
         return results
 
-    def _run(self, wire: bytes, overlay: Layer, run: list[Command], results: list[Any]) -> None:
+    def _run(self, wire: bytes, overlay: Layer, run: list[Command], results: list[Any]) -> int:
+        """By how much later revisions are higher for it."""
         if not run:
-            return
+            return 0
         handler: VectorHandler | None = self._handlers.get(wire)
         if handler is None:
             raise UnknownCommandError(
@@ -227,6 +229,7 @@ class Machine:
         if len(answered) != len(run):
             raise InvariantError(f"{wire.decode()} gave {len(answered)} results for {len(run)} commands")
         results += answered
+        return sum(answered) if wire == RAISE_WIRE else 0
 
     def _change_members(self, overlay: Layer, entry: Entry, before: Members) -> Members:
         after = entry.members

@@ -7,6 +7,7 @@ clock, randomness, environment, set order or `hash()`).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -19,10 +20,25 @@ from .txn import check_args, transactional
 MembersHook = Callable[[Overlay, int, Members, Members], None]
 """(overlay, index, before, after), called while a membership change is applied."""
 
+RAISE_REVISIONS = "flotta.revisions"
+"""Lets revisions go on so much higher. The machine itself does it; in every registry."""
+RAISE_WIRE = wire_name(RAISE_REVISIONS, 1)
+
+_GAP = struct.Struct(">Q")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 TIME_COMMAND = "flotta.time"
 """Does nothing but move group time to its stamp. In every registry."""
+
+
+def raise_revisions(gap: int) -> bytes:
+    """The payload that lets every later revision be higher by `gap` than it would be."""
+    return encode_command(RAISE_REVISIONS, 1, 0, _GAP.pack(gap))
+
+
+def _gaps(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
+    return [_GAP.unpack(command.args)[0] for command in commands]
 
 
 def _advance_time(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
@@ -38,6 +54,7 @@ class Registry:
         self._members_hooks: list[MembersHook] = []
         self._kept_rows: list[bytes] = []
         self._add(TIME_COMMAND, 1, _advance_time)
+        self._add(RAISE_REVISIONS, 1, _gaps)
 
     def command(self, name: str, *, version: int = 1) -> Callable[[F], F]:
         """`handler(txn, *args) -> result`: one transaction per entry, arguments and result in the canonical encoding.

@@ -207,6 +207,30 @@ impl RaftHost {
         self.ask(py, move |host| host.create_group(group, replica, &voters))?.map_err(PyValueError::new_err)
     }
 
+    fn seize_group(
+        &self,
+        py: Python<'_>,
+        group: u64,
+        from_replica: u64,
+        replica: u64,
+        term_min: u64,
+        payloads: Vec<Bound<'_, PyBytes>>,
+    ) -> PyResult<()> {
+        let mut taken = Vec::with_capacity(payloads.len());
+        for payload in &payloads {
+            let bytes = payload.as_bytes();
+            if bytes.is_empty() || bytes.len() as u64 > self.entry_bytes_max {
+                let (length, max) = (bytes.len(), self.entry_bytes_max);
+                return Err(PyValueError::new_err(format!(
+                    "a payload has {length} bytes, it must have 1..={max}"
+                )));
+            }
+            taken.push(Bytes::copy_from_slice(bytes));
+        }
+        self.ask(py, move |host| host.seize_group(group, from_replica, replica, term_min, taken))?
+            .map_err(PyValueError::new_err)
+    }
+
     fn remove_group(&self, py: Python<'_>, group: u64) -> PyResult<()> {
         self.task(py, move |host| host.remove_group(group))
     }

@@ -83,6 +83,7 @@ pub struct Status {
     pub delivered: u64,
     pub first_index: u64,
     pub last_index: u64,
+    pub last_term: u64,
     pub log_bytes: u64,
     pub membership: ConfState,
     pub matched: BTreeMap<u64, u64>,
@@ -267,6 +268,7 @@ fn status_of(group: &Group) -> Status {
         delivered: group.delivered,
         first_index: store.base.index + 1,
         last_index: raft.raft_log.last_index(),
+        last_term: raft.raft_log.last_term(),
         log_bytes: store.bytes(),
         membership: store.conf().1.clone(),
         ..Default::default()

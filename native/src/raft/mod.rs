@@ -20,6 +20,7 @@ pub mod recover;
 pub mod round;
 pub mod runner;
 pub mod segment;
+pub mod seize;
 pub mod simdisk;
 pub mod store;
 pub mod sync_times;

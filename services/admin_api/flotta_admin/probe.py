@@ -16,6 +16,7 @@ from flotta_runtime.server import Channel, Dial
 
 CHANNELS_MAX = 64
 PROBES_MAX = 32
+DIGEST_TIMEOUT_S = 300.0  # all rows of a replica are read
 
 
 class NodeCalls:
@@ -58,13 +59,41 @@ class NodeProbe(NodeCalls):
 
 
 class NodeOrders(NodeCalls):
-    """Gives orders to nodes."""
+    """Gives orders to nodes, and asks what only the cluster may."""
 
-    async def compact(self, address: str, shard_ids: Sequence[str]) -> tuple[int, str]:
-        """(how many replicas it will compact, why it did not take the order; empty if it did)."""
+    async def survey(self, address: str, shard_id: str) -> storage_pb2.SurveyResponse | None:
+        """What the node says of its replica of a shard; None if it does not answer."""
         async with self.slots:
             connection = await self.channel(address)
-            request = storage_pb2.CompactRequest(shard_ids=shard_ids)
+            request = storage_pb2.SurveyRequest(shard_id=shard_id)
+            stub = storage_pb2_grpc.ShardsStub(connection.grpc)
+            try:
+                return await stub.Survey(request, timeout=self.timeout_s, metadata=connection.metadata)
+            except grpc.aio.AioRpcError:
+                return None
+
+    async def digest(self, address: str, shard_id: str) -> storage_pb2.ReplicaDigest | str:
+        """What the node's replica of a shard holds; or why that is not known."""
+        async with self.slots:
+            connection = await self.channel(address)
+            request = storage_pb2.DigestRequest(shard_id=shard_id)
+            stub = storage_pb2_grpc.ShardsStub(connection.grpc)
+            try:
+                answer = await stub.Digest(request, timeout=DIGEST_TIMEOUT_S, metadata=connection.metadata)
+            except grpc.aio.AioRpcError as error:
+                return f"{error.details() or error.code().name}"
+            return answer.replicas[0]
+
+    async def compact(
+        self,
+        address: str,
+        shard_ids: Sequence[str],
+        what: storage_pb2.CompactRequest.What.ValueType = storage_pb2.CompactRequest.ORDER,
+    ) -> tuple[int, str]:
+        """(how many replicas it has to compact, why it did not answer; empty if it did)."""
+        async with self.slots:
+            connection = await self.channel(address)
+            request = storage_pb2.CompactRequest(shard_ids=shard_ids, what=what)
             stub = storage_pb2_grpc.ShardsStub(connection.grpc)
             try:
                 answer = await stub.Compact(request, timeout=self.timeout_s, metadata=connection.metadata)

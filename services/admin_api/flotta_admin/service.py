@@ -15,6 +15,7 @@ from flotta_runtime.tasks import Supervisor
 from flotta_runtime.tls_watch import follow_files
 
 from flotta_admin.app import make_app
+from flotta_admin.compactions import Compactions
 from flotta_admin.coordinator import Coordinators
 from flotta_admin.copying.copier import Copier
 from flotta_admin.guard import Guard
@@ -43,11 +44,13 @@ class AdminService:
         self._probe = NodeProbe(dialer(None, self._tls), settings.ping_timeout_ms)
         self._orders = NodeOrders(dialer(settings.token(), self._tls), settings.call_timeout_ms)
         self._copier = Copier(self._coordinators, dial, SYSTEM_CLOCK, settings.backup_dir)
+        self._compactions = Compactions(self._coordinators, self._orders)
         context = Context(
             self._coordinators,
             self._probe,
             self._orders,
             self._copier,
+            self._compactions,
             self.metrics,
             SYSTEM_CLOCK,
             lambda: self._readiness,
@@ -83,6 +86,7 @@ class AdminService:
         await self._http.stop()
         await self._supervisor.stop()
         await self._copier.close()
+        await self._compactions.close()
         await self._coordinators.close()
         await self._probe.close()
         await self._orders.close()

@@ -300,7 +300,7 @@ class CoordinatorApp:
                 ),
                 (
                     operator_pb2_grpc.add_OperatorServicer_to_server,
-                    operator_service.OperatorService(self.member),
+                    operator_service.OperatorService(self.member, self.settings.recover_after_ms),
                     operator_service.SERVICE,
                 ),
                 (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 
 from flotta_runtime.clock import Clock
-from flotta_runtime.errors import FlottaError
+from flotta_runtime.errors import FlottaError, Unavailable
 from flotta_runtime.logging import get_logger
 
 from flotta_coordinator.core.commands import Command, GiveUp
@@ -69,6 +69,14 @@ class Caretaker:
         moves = (one for one in reversed(state.decisions) if (one.kind, one.subject) == ("shard-move", shard_id))
         because = next((one.reason for one in moves), "") if shard.moving else ""
         return explain(self._view(session, state), self._policy, shard_id, because, session.memory.progress(shard_id))
+
+    def lately(self, state: ClusterState, within_ms: int) -> tuple[str, ...]:
+        """Nodes whose record changed within this time, by this leader's own clock. NotLeader unless this member leads,
+        Unavailable before it has had the time to hear every node."""
+        view = self._view(self._leadership.require(), state)
+        if not view.ready:
+            raise Unavailable("the coordinator that leads now has not had the time to hear every node; try again later")
+        return tuple(sorted(node.node_id for node in view.nodes.values() if node.age_ms < within_ms))
 
     def _view(self, session: Session, state: ClusterState) -> View:
         now_ms = self._clock.monotonic_ms()

@@ -160,6 +160,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
                 map_version=version,
                 new_epoch=result.reply.new_epoch if isinstance(result, Applied) else 0,
                 rejection=wire.rejection(result),
+                job=result.reply.job if isinstance(result, Applied) else 0,
             )
 
         reply = pb.SetShardReplicasResponse
@@ -171,7 +172,11 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             result = await self._submit(command)
             success, message, version = self._outcome(result)
             return pb.SetShardLeaderResponse(
-                success=success, message=message, map_version=version, rejection=wire.rejection(result)
+                success=success,
+                message=message,
+                map_version=version,
+                rejection=wire.rejection(result),
+                job=result.reply.job if isinstance(result, Applied) else 0,
             )
 
         reply = pb.SetShardLeaderResponse

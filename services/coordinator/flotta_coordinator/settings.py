@@ -56,6 +56,10 @@ class CoordinatorSettings(GrpcSettings):
     raft_heartbeat_ms: DurationMs = Field(
         default=200, description="How often the leader tells the followers that it leads, in ms."
     )
+    recover_after_ms: DurationMs = Field(
+        default=60_000,
+        description="A storage node that is DEAD for this long, in ms, may be given up by `flotta recover --unsafe`.",
+    )
 
     plan_every_ms: DurationMs = Field(
         default=1_000, description="How often the leader looks for what the cluster needs, in ms."

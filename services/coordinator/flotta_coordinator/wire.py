@@ -14,7 +14,7 @@ from flotta_coordinator.core.jobs import left
 from flotta_coordinator.core.keyrange import key_range
 from flotta_coordinator.core.plan_memory import Progress
 from flotta_coordinator.core.results import Applied, Rejection, Result
-from flotta_coordinator.core.state import ClusterState, Decision, Job, Node, Replica, Shard, Table
+from flotta_coordinator.core.state import ClusterState, Decision, Heir, Job, Node, Replica, Shard, Table
 
 
 def node_record(node: Node, last_heartbeat_ms: int | None = None) -> pb.NodeRecord:
@@ -58,6 +58,8 @@ def shard_record(shard: Shard) -> pb.ShardRecord:
             revision_base=shard.revision_base,
             parent=shard.parent,
             sequence=shard.sequence,
+            replica_floor=shard.replica_floor,
+            heir=_heir(shard.heir) if shard.heir is not None else None,
         ),
     )
 
@@ -172,6 +174,16 @@ def progress(report: cluster_pb2.ShardReport) -> Progress | None:
 def explanation(found: Explanation) -> cluster_pb2.ExplainShardResponse:
     return cluster_pb2.ExplainShardResponse(
         shard_id=found.shard_id, health=found.health, now=found.now, next=found.next
+    )
+
+
+def _heir(heir: Heir) -> pb.Heir:
+    return pb.Heir(
+        node_id=heir.node_id,
+        replica_id=heir.replica_id,
+        from_replica=heir.from_replica,
+        term_min=heir.term_min,
+        epoch_min=heir.epoch_min,
     )
 
 

@@ -49,6 +49,7 @@ from flotta_storage.map_model import MapModel
 from flotta_storage.membership import MembershipAsker
 from flotta_storage.outbox import UNSENT_BYTES_MAX, Connections
 from flotta_storage.reading import ReadBatcher
+from flotta_storage.replica_manager import FAILPOINTS
 from flotta_storage.replica_table import ReplicaTable
 from flotta_storage.request_links import RequestLinks
 from flotta_storage.scanning import Scanner
@@ -77,7 +78,7 @@ class StorageNode:
         self._clock = clock
         self._log = get_logger("storage", node=settings.node_id)
         self._throttle = Throttle(clock)
-        self._failpoints = failpoints.from_environment(extra=EMBEDDED_FAILPOINTS)
+        self._failpoints = failpoints.from_environment(extra=(*EMBEDDED_FAILPOINTS, *FAILPOINTS))
         try:
             self.directory = DataDirectory.open(settings.data_dir, settings.node_id, failpoints=self._failpoints)
         except IdentityError as error:

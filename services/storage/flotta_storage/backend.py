@@ -1,8 +1,9 @@
 """Everything behind the ports of a storage node that is part of a cluster: engine, Raft host, replicas and their tasks.
 
 Opening order: records, machines, log (`GroupHost.open` refuses what does not fit), then the host runs, then replicas
-are recovered, and only then are requests taken. Closing is the reverse. Invariant: the request path is attached only
-while the host runs.
+are recovered, and only then are requests taken. Before that the coordinators are given a short while to say what has
+become of the shards meanwhile; a node goes to work without them as well. Closing is the reverse. Invariant: the request
+path is attached only while the host runs.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from flotta_storage.settings import StorageSettings
 from flotta_storage.stamping import Stamps
 
 ENGINE_DIR = "rocks"
+FIRST_MAP_MS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +134,15 @@ class Backend:
         return self._shared.model.address_of_number(node_num) or self._addresses.get(node_num)
 
     async def run(self, supervisor: Supervisor) -> None:
-        """Returns once every recorded replica is served."""
+        """Returns once every recorded replica is served, but for those that the map has given up."""
+        supervisor.spawn("map watch", self.watch.watch())
+        supervisor.spawn("map refresh", self.watch.refresh())
+        if self._machines:
+            await self._shared.model.known(FIRST_MAP_MS)
         supervisor.spawn("raft", self.host.run())
         await self.manager.recover(self._machines)
         self._machines = {}
         for name, work in (
-            ("map watch", self.watch.watch()),
-            ("map refresh", self.watch.refresh()),
             ("replicas", self.manager.run()),
             ("leader duties", self.duties.run()),
             ("heartbeats", self.heartbeats.run()),

@@ -21,6 +21,7 @@ class Compactor:
     def __init__(self, replicas: ReplicaTable) -> None:
         self._replicas = replicas
         self._waiting: dict[int, None] = {}  # groups, in order
+        self._current = 0  # the group that is at it
         self._news = asyncio.Event()
         self._log = get_logger("storage.compaction")
         self.done = 0
@@ -32,10 +33,24 @@ class Compactor:
 
     def order(self, shard_ids: Collection[str]) -> int:
         """Queue those replicas, or all for none; how many that are."""
-        chosen = [replica.group for replica in self._replicas if not shard_ids or replica.shard_id in shard_ids]
-        self._waiting |= dict.fromkeys(chosen)
+        chosen = self._of(shard_ids)
+        self._waiting |= dict.fromkeys(sorted(chosen))
         self._news.set()
         return len(chosen)
+
+    def left(self, shard_ids: Collection[str]) -> int:
+        """How many of those replicas wait, or are at it."""
+        return len(self._of(shard_ids) & self._waiting.keys())
+
+    def drop(self, shard_ids: Collection[str]) -> int:
+        """Let those that wait be; how many are at it."""
+        for group in self._of(shard_ids) - {self._current}:
+            self._current = 0
+            self._waiting.pop(group, None)
+        return self.left(shard_ids)
+
+    def _of(self, shard_ids: Collection[str]) -> set[int]:
+        return {replica.group for replica in self._replicas if not shard_ids or replica.shard_id in shard_ids}
 
     async def run(self) -> None:
         while True:
@@ -45,7 +60,7 @@ class Compactor:
                 await self._next()
 
     async def _next(self) -> None:
-        group = next(iter(self._waiting))
+        group = self._current = next(iter(self._waiting))
         replica = self._replicas.of_group(group)
         try:
             if replica is not None:

@@ -6,12 +6,14 @@ another cluster is never taken. Values are replaced, not changed, so a view hand
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_runtime.hashing import home_count, key_hash
 
-from flotta_storage.core.replicas import EMPTY_MAP, MapView, ShardView
+from flotta_storage.core.replicas import EMPTY_MAP, Heir, MapView, ShardView
 
 
 class ForeignMapError(Exception):
@@ -29,6 +31,7 @@ class MapModel:
         self._children: Mapping[str, list[ShardView]] = {}
         self._version = 0
         self._view = EMPTY_MAP
+        self._known = asyncio.Event()
 
     @property
     def version(self) -> int:
@@ -37,6 +40,13 @@ class MapModel:
     @property
     def view(self) -> MapView:
         return self._view
+
+    async def known(self, timeout_ms: int) -> bool:
+        """Wait for the first map."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._known.wait()
+        return self._known.is_set()
 
     def shard(self, shard_id: str) -> ShardView | None:
         return self._shards.get(shard_id)
@@ -103,6 +113,7 @@ class MapModel:
             if shard.parent:
                 children.setdefault(shard.parent, []).append(shard)
         self._children = children
+        self._known.set()
         self._view = MapView(
             cluster_id=self.cluster_id,
             version=version,
@@ -118,6 +129,10 @@ def _numbered(record: pb.NodeRecord) -> bool:
 
 def _replicas(refs: Iterable[pb.ReplicaRef]) -> Mapping[int, str]:
     return {ref.replica_id: ref.node_id for ref in refs}
+
+
+def _heir(heir: pb.Heir) -> Heir:
+    return Heir(heir.node_id, heir.replica_id, heir.from_replica, heir.term_min, heir.epoch_min)
 
 
 def shard_view(record: pb.ShardRecord) -> ShardView:
@@ -140,4 +155,6 @@ def shard_view(record: pb.ShardRecord) -> ShardView:
         birth=_replicas(detail.birth),
         members=_replicas(detail.members),
         targets=_replicas(detail.targets),
+        replica_floor=detail.replica_floor,
+        heir=_heir(detail.heir) if detail.HasField("heir") else None,
     )

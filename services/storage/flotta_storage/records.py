@@ -73,6 +73,19 @@ class NodeRecords:
         made = replace(self.state.replicas[group], made=True)
         self._write(replace(self.state, replicas={**self.state.replicas, group: made}), [group])
 
+    def intend_takeover(self, group: int, heir: int, map_version: int) -> None:
+        """The replica is about to go on under another id."""
+        kept = {**self.state.replicas, group: replace(self.state.replicas[group], heir=heir)}
+        version = max(self.state.acted_version, map_version)
+        self._write(replace(self.state, replicas=kept, acted_version=version), [group])
+
+    def mark_taken_over(self, group: int) -> None:
+        """It goes on under that id; the one it had is gone for good."""
+        before = self.state.replicas[group]
+        kept = {**self.state.replicas, group: replace(before, replica=before.heir, heir=0)}
+        tombstones = self.state.tombstones | {before.replica}
+        self._write(replace(self.state, replicas=kept, tombstones=tombstones), [group])
+
     def bury(self, group: int, map_version: int = 0) -> None:
         """The replica is gone for good."""
         left = {number: replica for number, replica in self.state.replicas.items() if number != group}
@@ -125,14 +138,16 @@ def _encode(replica: LocalReplica) -> bytes:
             replica.revision_base,
             replica.made,
             replica.parent,
+            replica.heir,
         ]
     )
 
 
 def _decode(row: bytes) -> LocalReplica:
-    group, replica, shard_id, origin, voters, table, index, count, base, made, *parent = decode_value(row)
+    group, replica, shard_id, origin, voters, table, index, count, base, made, *later = decode_value(row)
+    parent, heir = (*later, 0, 0)[:2]  # rows of before there were any lack them
     return LocalReplica(
-        group, replica, shard_id, Origin(origin), tuple(voters), table, index, count, base, made, *parent
+        group, replica, shard_id, Origin(origin), tuple(voters), table, index, count, base, made, parent, heir
     )
 
 

@@ -1,9 +1,10 @@
 """Makes and removes this node's replicas as `core/replicas.py` decides, in an order that any crash leaves repairable.
 
 Making: record (durable) → state machine (durable) → Raft group (durable) → record says made. Removing: only after the
-group's leader said so → tombstoned in the log → state destroyed → record replaced by a tombstone. `recover` finishes
-whatever a crash interrupted, `review` what takes the rows of a shard that divided. Invariant: a record is there before
-its replica and goes after it.
+group's leader said so → tombstoned in the log → state destroyed → record replaced by a tombstone. Taking over: the id
+to go on under is recorded → the log goes on under it (durable) → the record does. `recover` finishes whatever a crash
+interrupted, `review` what takes the rows of a shard that divided. Invariant: a record is there before its replica and
+goes after it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from flotta_consensus.api import Failpoints, Members
+from flotta_consensus.api import Failpoints, Members, Seizure
 from flotta_consensus.groups import Groups
 from flotta_consensus.identity import DataDirectory
 from flotta_embedded.api import Engine
@@ -32,15 +33,20 @@ from flotta_storage.core.replicas import (
     MapView,
     MembershipAnswer,
     Origin,
+    Retire,
+    TakeOver,
     decide,
     may_remove,
 )
+from flotta_storage.core.takeover import takeover_payloads
 from flotta_storage.inheriting import Estate, bear_in_thread, space_name
 from flotta_storage.map_model import MapModel
 from flotta_storage.records import NodeRecords
 from flotta_storage.replica_table import Replica, ReplicaTable
 
 REVIEW_MS = 2_000  # how often the map is looked at again although it did not change: questions need repeating
+
+FAILPOINTS = ("storage.taken_over",)
 
 Ask = Callable[[AskMembership, MapView], Awaitable[MembershipAnswer]]
 
@@ -98,9 +104,11 @@ class ReplicaManager:
         tombstones = self._host.tombstones()
         for group, record in sorted(self._records.state.replicas.items()):
             if group in known:
-                self._serve(record, machines[group])
-                if not record.made:
+                if record.heir and record.replica in tombstones.get(group, []):
+                    self._records.mark_taken_over(group)
+                elif not record.made:
                     self._records.mark_made(group)
+                self._serve(self._records.state.replicas[group], machines[group])
             elif record.replica in tombstones.get(group, []):
                 if group in machines:
                     machines[group].destroy()
@@ -138,6 +146,10 @@ class ReplicaManager:
         for action in actions:
             if isinstance(action, Complain):
                 self._complain(action)
+            elif isinstance(action, TakeOver):
+                await self._take_over(action, view.version)
+            elif isinstance(action, Retire):
+                self._retire(action)
         questions = [action for action in actions if isinstance(action, AskMembership)]
         self.questions += len(questions)
         for answer in await asyncio.gather(*(self._ask(question, view) for question in questions)):
@@ -164,6 +176,33 @@ class ReplicaManager:
         self._records.intend(found.empty, 0)
         for record in found.empty:
             await self._make(record, None)
+
+    async def _take_over(self, action: TakeOver, map_version: int) -> None:
+        """ValueError of the host is a "not yet": the next review tries again."""
+        group, heir = action.group, action.heir
+        record, replica = self._records.state.replicas[group], self._replicas.kept(group)
+        state = replica.state() if replica is not None else None
+        if replica is None or state is None:
+            self._complain(Complain(group, f"{record.shard_id} cannot go on from here: its replica is still empty"))
+            return
+        self._records.intend_takeover(group, heir.replica, map_version)
+        payloads = takeover_payloads(state, heir.epoch_min)
+        try:
+            await self._host.seize_group(group, Seizure(heir.from_replica, heir.replica, heir.term_min, payloads))
+        except ValueError as error:
+            self._complain(Complain(group, f"{record.shard_id} cannot go on from here yet: {error}"))
+            return
+        self._failpoints.reach("storage.taken_over")
+        self._records.mark_taken_over(group)
+        self._serve(self._records.state.replicas[group], replica.machine)
+        self._host.campaign(group)
+        self._log.warning("replica goes on alone", shard=record.shard_id, replica=heir.replica, was=heir.from_replica)
+
+    def _retire(self, action: Retire) -> None:
+        replica = self._replicas.of_group(action.group)
+        if replica is not None and replica.replica == action.replica:
+            self._replicas.retire(replica)
+            self._log.warning("replica given up: the shard went on without it", shard=replica.shard_id)
 
     async def _make(self, record: LocalReplica, machine: Machine | None) -> None:
         if machine is None:
@@ -206,8 +245,14 @@ class ReplicaManager:
         self._log.info("replica removed", shard=record.shard_id, replica=record.replica)
 
     def _serve(self, record: LocalReplica, machine: Machine) -> None:
+        """Unless the newest map says that the shard went on without this replica."""
         machine.watch_kept(self._wake.set)  # a division is to be seen at once
-        self._replicas.add(Replica(record.shard_id, record.group, record.replica, machine))
+        replica = Replica(record.shard_id, record.group, record.replica, machine)
+        shard = self._model.view.shards.get(record.group)
+        if shard is not None and shard.given_up(record.replica):
+            self._replicas.retire(replica)
+        else:
+            self._replicas.add(replica)
 
     def _complain(self, complaint: Complain) -> None:
         if complaint.reason not in self._complaints:

@@ -1,6 +1,7 @@
 """The replicas that run in this process, as the request path finds them.
 
-Invariant: a replica is in the table from the moment its group can take requests until its removal begins.
+Invariant: a replica is in the table from the moment its group can take requests until its removal begins, or until the
+shard goes on without it: it is then kept aside, where no request finds it.
 """
 
 from __future__ import annotations
@@ -42,17 +43,34 @@ class ReplicaTable:
     def __init__(self) -> None:
         self._by_shard: dict[str, Replica] = {}
         self._by_group: dict[int, Replica] = {}
+        self._retired: dict[int, Replica] = {}  # by group
 
     def add(self, replica: Replica) -> None:
+        self._retired.pop(replica.group, None)
         self._by_shard[replica.shard_id] = replica
         self._by_group[replica.group] = replica
 
     def remove(self, group: int) -> None:
+        self._retired.pop(group, None)
         removed = self._by_group.pop(group, None)
         if removed is not None and self._by_shard.get(removed.shard_id) is removed:
             del self._by_shard[removed.shard_id]
 
+    def retire(self, replica: Replica) -> None:
+        """Nobody finds it any more; what it holds stays until it is removed."""
+        self.remove(replica.group)
+        self._retired[replica.group] = replica
+
+    def kept(self, group: int) -> Replica | None:
+        """Whether it serves or not."""
+        return self._by_group.get(group) or self._retired.get(group)
+
+    def kept_of_shard(self, shard_id: str) -> Replica | None:
+        retired = (one for one in self._retired.values() if one.shard_id == shard_id)
+        return self._by_shard.get(shard_id) or next(retired, None)
+
     def clear(self) -> None:
+        self._retired.clear()
         self._by_shard.clear()
         self._by_group.clear()
 

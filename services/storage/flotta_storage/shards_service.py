@@ -133,8 +133,34 @@ class ShardsService(ShardsServicer):
         chosen.sort(key=lambda one: one.group)
         return pb.DigestResponse(replicas=[await digest(replica) for replica in chosen])
 
+    async def Survey(self, request: pb.SurveyRequest, context: object) -> pb.SurveyResponse:
+        """Of the replica as it is here, whoever leads the shard."""
+        host, replica = self.host, self._replicas.kept_of_shard(request.shard_id)
+        if host is None:
+            raise Unavailable(NOT_SERVING)
+        status = await host.status(replica.group) if replica is not None else None
+        if replica is None or status is None:
+            return pb.SurveyResponse()
+        state = replica.state()
+        return pb.SurveyResponse(
+            replica_id=replica.replica,
+            group_id=replica.group,
+            term=status.term,
+            last_term=status.last_term,
+            last_index=status.last_index,
+            applied_index=replica.machine.applied_index(),
+            epoch=state.epoch if state is not None else 0,
+            leader_replica=status.leader,
+            voters=status.membership.voters,
+            outgoing=status.membership.voters_outgoing,
+            shard_index=state.shard_index if state is not None else 0,
+            shard_count=state.shard_count if state is not None else 0,
+        )
+
     async def Compact(self, request: pb.CompactRequest, context: object) -> pb.CompactResponse:
         """Shards that are not here are passed over: the asker's map may be a little older than this node's."""
         if self.compactor is None:
             raise Unavailable(NOT_SERVING)
-        return pb.CompactResponse(replicas=self.compactor.order(frozenset(request.shard_ids)))
+        do = {pb.CompactRequest.ASK: self.compactor.left, pb.CompactRequest.DROP: self.compactor.drop}
+        found = do.get(request.what, self.compactor.order)(frozenset(request.shard_ids))
+        return pb.CompactResponse(replicas=found)

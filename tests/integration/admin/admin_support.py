@@ -37,6 +37,7 @@ class Cluster:
         self.members: list[Member] = []
         self.writes: list[str] = []
         self.decisions: list[cluster_pb2.Decision] = []
+        self.jobs: dict[int, operator_pb2.Job] = {}
 
     def changed(self, kind: str, subject: str) -> int:
         self.state.map_version += 1
@@ -225,6 +226,35 @@ class Member(
         job = operator_pb2.Job(number=8, kind="shard-count", subject=request.table, status="RUNNING")
         return operator_pb2.OrderResponse(success=True, map_version=version, job=job)
 
+    async def BeginCompaction(
+        self, request: operator_pb2.BeginCompactionRequest, context: Any
+    ) -> operator_pb2.OrderResponse:
+        await self.lead()
+        number = len(self.cluster.jobs) + 1
+        job = operator_pb2.Job(number=number, status="RUNNING", steps=request.steps, left=request.steps)
+        self.cluster.jobs[number] = job
+        return operator_pb2.OrderResponse(success=True, map_version=self.cluster.state.map_version, job=job)
+
+    async def ReportCopy(self, request: operator_pb2.ReportCopyRequest, context: Any) -> operator_pb2.OrderResponse:
+        await self.lead()
+        job = self.cluster.jobs[request.number]
+        if job.status != "RUNNING":
+            return operator_pb2.OrderResponse(
+                message="it has ended", rejection=refused("FAILED_PRECONDITION", "number")
+            )
+        job.left = request.left
+        return operator_pb2.OrderResponse(success=True, job=job)
+
+    async def EndCopy(self, request: operator_pb2.EndCopyRequest, context: Any) -> operator_pb2.OrderResponse:
+        await self.lead()
+        job = self.cluster.jobs[request.number]
+        job.status, job.outcome, job.left = "FAILED" if request.failed else "DONE", request.outcome, request.left
+        return operator_pb2.OrderResponse(success=True, job=job)
+
+    async def ListJobs(self, request: operator_pb2.ListJobsRequest, context: Any) -> operator_pb2.ListJobsResponse:
+        await self.lead()
+        return operator_pb2.ListJobsResponse(jobs=[self.cluster.jobs[request.number]])
+
     async def start(self, listen: str = "127.0.0.1:0") -> None:
         self.server = build_server(
             [
@@ -250,8 +280,16 @@ class FakeShards(storage_pb2_grpc.ShardsServicer):
 
     def __init__(self) -> None:
         self.orders: list[list[str]] = []
+        self.left = 0
+        self.dropped = False
+        self.away = False  # for questions
 
     async def Compact(self, request: storage_pb2.CompactRequest, context: Any) -> storage_pb2.CompactResponse:
+        if request.what != storage_pb2.CompactRequest.ORDER:
+            if self.away:
+                raise errors.Unavailable("it is away")
+            self.dropped |= request.what == storage_pb2.CompactRequest.DROP
+            return storage_pb2.CompactResponse(replicas=self.left)
         self.orders.append(list(request.shard_ids))
         return storage_pb2.CompactResponse(replicas=len(request.shard_ids) or 5)
 

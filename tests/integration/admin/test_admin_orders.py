@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import pytest
 from admin_support import Cluster, FakeShards, storage_node
+from flotta_admin import compactions
+from flotta_admin.copying import job
+from flotta_proto.flotta.operator_pb2 import Job
 from flotta_proto.kvdb import coordinator_pb2 as pb
 
 CONFIG = "/admin/config"
@@ -103,6 +107,53 @@ async def test_a_compaction_goes_to_every_node_that_lives(
     cluster.state.nodes["node-2"].status = pb.DEAD
     answer = await web.post("/admin/ops/compact", json={})
     assert answer.headers["x-replicas"] == "10"
+
+
+async def followed(cluster: Cluster, number: int, check: Callable[[Job], bool]) -> Job:
+    async with asyncio.timeout(60):
+        while not check(cluster.jobs[number]):  # noqa: ASYNC110 - nobody signals it
+            await asyncio.sleep(0.02)
+    return cluster.jobs[number]
+
+
+async def test_a_compaction_is_followed_to_its_end(
+    web: httpx.AsyncClient, cluster: Cluster, nodes: dict[str, FakeShards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compactions, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(job, "REPORT_EVERY_S", 0.02)
+    nodes["node-1"].left, nodes["node-2"].left = 5, 2
+    answer = await web.post("/admin/ops/compact", json={})
+    number = int(answer.headers["x-operation-id"])
+    assert (await followed(cluster, number, lambda job: job.left < 15)).left == 7
+    nodes["node-1"].left = nodes["node-2"].left = 0
+    ended = await followed(cluster, number, lambda job: job.status != "RUNNING")
+    assert (ended.status, ended.outcome, ended.left) == ("DONE", "15 replicas are compacted", 0)
+    assert not any(node.dropped for node in nodes.values())
+
+
+async def test_a_compaction_that_is_called_off_is_dropped_by_the_nodes(
+    web: httpx.AsyncClient, cluster: Cluster, nodes: dict[str, FakeShards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "REPORT_EVERY_S", 0.02)
+    for node in nodes.values():
+        node.left = 5
+    number = int((await web.post("/admin/ops/compact", json={})).headers["x-operation-id"])
+    cluster.jobs[number].status = "CANCELLED"
+    async with asyncio.timeout(60):
+        while not all(node.dropped for node in nodes.values()):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.02)
+
+
+async def test_a_compaction_that_cannot_be_asked_after_is_given_up(
+    web: httpx.AsyncClient, cluster: Cluster, nodes: dict[str, FakeShards], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compactions, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(compactions, "SILENCES_MAX", 3)
+
+    nodes["node-2"].away = True
+    number = int((await web.post("/admin/ops/compact", json={})).headers["x-operation-id"])
+    ended = await followed(cluster, number, lambda job: job.status != "RUNNING")
+    assert ended.status == "FAILED" and "it is away" in ended.outcome
 
 
 async def test_a_compaction_of_some_shards_goes_to_those_that_hold_them(

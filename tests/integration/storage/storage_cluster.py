@@ -37,6 +37,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
         self.reports: dict[str, cluster_pb2.ShardReport] = {}
         self.refusal = ""
         self.beats = 0
+        self.refused: list[tuple[str, str]] = []  # reports of replicas that were given up
         self.sequence = 0
         self._changed = asyncio.Condition()
         self._deltas: list[pb.ShardMapDelta] = []
@@ -61,6 +62,9 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
         async with self._changed:
             self._deltas.append(delta)
             self._changed.notify_all()
+
+    def replica_floor(self, shard_id: str) -> int:
+        return self.state.shards[shard_id].detail.replica_floor if shard_id in self.state.shards else 0
 
     def new_replica(self, node_id: str) -> pb.ReplicaRef:
         self.sequence += 1
@@ -94,6 +98,10 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
 
     async def _record(self, node_id: str, report: cluster_pb2.ShardReport) -> None:
         known = self.reports.get(report.shard_id)
+        floor = self.replica_floor(report.shard_id)
+        if report.leader_replica & 0xFFFFFFFF < floor:
+            self.refused.append((node_id, report.shard_id))
+            return
         if known is not None and (report.epoch, report.term) < (known.epoch, known.term):
             return
         self.reports[report.shard_id] = report
@@ -115,6 +123,8 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
             detail.shard_count = max(detail.shard_count, report.shard_count)
             if report.whole:
                 detail.parent = ""
+            if detail.heir.replica_id == report.leader_replica:
+                detail.ClearField("heir")
 
         if report.shard_id in self.state.shards:
             await self.change(edit, [report.shard_id])
@@ -295,6 +305,28 @@ class Cluster:
             state.partitioning.num_shards = count
 
         await self.coordinator.change(edit)
+
+    async def recover(self, shard_id: str, node_id: str) -> pb.Heir:
+        """Have the shard go on from the replica of one node, as an operator's order does."""
+        survey = await self.shards(node_id).Survey(storage_pb2.SurveyRequest(shard_id=shard_id), metadata=METADATA)
+        fresh = self.coordinator.new_replica(node_id)
+        record = self.coordinator.state.shards[shard_id]
+        heir = pb.Heir(
+            node_id=node_id,
+            replica_id=fresh.replica_id,
+            from_replica=survey.replica_id,
+            term_min=max(survey.term, record.detail.leader_term),
+            epoch_min=max(survey.epoch, record.epoch) + 1,
+        )
+
+        def edit(state: pb.ClusterState) -> None:
+            detail = state.shards[shard_id].detail
+            detail.replica_floor = self.coordinator.sequence
+            detail.heir.CopyFrom(heir)
+            del detail.targets[:]
+
+        await self.coordinator.change(edit, [shard_id])
+        return heir
 
     def voters(self, shard_id: str) -> set[str]:
         """The nodes of a shard, as last reported."""

@@ -95,14 +95,15 @@ class FakeHost:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
-            "create_group", "remove_group", "propose_many", "read_index_many", "step", "transfer_leader", "campaign",
+            "create_group", "remove_group", "seize_group", "propose_many",
+            "read_index_many", "step", "transfer_leader", "campaign",
             "change_membership", "snapshot_ready", "report_snapshot",
             "snapshot_progress", "report_unreachable", "compact",
         ):  # fmt: skip
             raise AttributeError(name)
 
         def call(*arguments: Any) -> None:
-            if name in ("create_group", "change_membership") and self.fail_next is not None:
+            if name in ("create_group", "seize_group", "change_membership") and self.fail_next is not None:
                 error, self.fail_next = self.fail_next, None
                 raise error
             self.calls.append((name, *(list(each) if isinstance(each, list) else each for each in arguments)))

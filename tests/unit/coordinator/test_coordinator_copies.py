@@ -88,7 +88,7 @@ def test_one_that_nobody_reports_on_has_failed(world: World) -> None:
     world.tick(POLICY.copy_silent_ms)
     world.run(2)
     ended = world.state.jobs[job.number]
-    assert (ended.status, ended.outcome) == (JobStatus.FAILED, "whoever copied has said nothing for more than 60 s")
+    assert (ended.status, ended.outcome) == (JobStatus.FAILED, "whoever did it has said nothing for more than 60 s")
 
 
 def test_a_restore_needs_a_cluster_without_shards_and_makes_them_itself(empty: World) -> None:
@@ -121,8 +121,41 @@ def test_what_cannot_be_is_refused(empty: World) -> None:
 
 def test_a_copy_is_no_other_job(world: World) -> None:
     drain = accepted(world, commands.DrainNode("n1", True)).reply.job
-    assert "neither a backup nor a restore" in refused(world, commands.ReportCopy(drain, 1, 1))
+    assert "neither a backup, a restore nor a compaction" in refused(world, commands.ReportCopy(drain, 1, 1))
     backup = begin(world)
     assert "is no restore" in refused(world, commands.CreateForRestore(backup.number, 4, 3, 0))
     assert "left" in refused(world, commands.ReportCopy(backup.number, 3, 4))
     assert "outcome" in refused(world, commands.EndCopy(backup.number, True, "", 1, 1))
+
+
+def test_a_compaction_is_on_record_once_and_ends_as_whoever_follows_it_says(empty: World) -> None:
+    assert "no shards yet" in refused(empty, commands.BeginCompaction(3))
+    empty.create(2, 3)
+    number = accepted(empty, commands.BeginCompaction(6)).reply.job
+    begun = empty.state.jobs[number]
+    assert (begun.kind, begun.text, left(empty.state, begun)) == (
+        JobKind.COMPACTION,
+        "the compaction of 6 replicas of default",
+        6,
+    )
+    again = accepted(empty, commands.BeginCompaction(2))
+    assert not again.changed and again.reply.job == number
+    accepted(empty, commands.BeginCopy(False, "/backups/beside"))  # they are in nobody's way
+    accepted(empty, commands.ReportCopy(number, 6, 2))
+    assert left(empty.state, empty.state.jobs[number]) == 2
+    accepted(empty, commands.EndCopy(number, False, "6 replicas are compacted", 6, 0))
+    assert empty.state.jobs[number].status is JobStatus.DONE
+    second = accepted(empty, commands.BeginCompaction(6)).reply.job
+    assert second != number
+    accepted(empty, commands.CancelJob(second))
+    assert "has ended already" in refused(empty, commands.ReportCopy(second, 6, 2))
+
+
+def test_a_compaction_that_nobody_reports_on_has_failed(world: World) -> None:
+    number = accepted(world, commands.BeginCompaction(6)).reply.job
+    world.tick(POLICY.copy_silent_ms)
+    world.round()
+    world.tick(POLICY.copy_silent_ms + 1)
+    world.round()
+    ended = world.state.jobs[number]
+    assert ended.status is JobStatus.FAILED and "has said nothing for more than" in ended.outcome

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from flotta_coordinator.core import commands
 from flotta_coordinator.core.jobs import left
@@ -129,6 +131,30 @@ def test_a_rebalance_takes_what_was_placed_by_hand_and_ends_when_all_is_level(wo
     assert set(world.held().values()) == {6}
 
 
+def test_a_rebalance_of_a_new_cluster_that_is_level_ends_at_once() -> None:
+    """It was waited until the nodes had settled, though nothing was to come to them then."""
+    world = World()
+    for node_id in ("n1", "n2", "n3"):
+        world.join(node_id)
+    world.create(6, 3)
+    world.progress()
+    begun = begin(world, commands.Rebalance())
+    assert POLICY.settle_ms > 0
+    world.round()
+    assert job(world, begun.number).status is JobStatus.DONE
+
+
+def test_a_rebalance_waits_for_a_new_node_that_is_to_get_its_share(world: World) -> None:
+    world.join("n5")
+    begun = begin(world, commands.Rebalance())
+    world.round()
+    assert job(world, begun.number).status is JobStatus.RUNNING
+    world.tick(POLICY.settle_ms)
+    world.run(120)
+    assert job(world, begun.number).status is JobStatus.DONE
+    assert world.held()["n5"] >= 4
+
+
 def test_a_cancelled_rebalance_leaves_its_shards_alone_for_a_while(world: World) -> None:
     for number in range(8):
         world.do(commands.SetShardReplicas(f"shard-{number}", ("n1", "n2", "n3")))
@@ -170,6 +196,52 @@ def test_a_move_by_hand_amid_a_change_of_the_factor_does_not_hold_it_up(world: W
     assert len(world.state.shards["shard-0"].members) == 4
 
 
+def test_a_placement_by_hand_is_followed_and_called_off_and_gives_way_to_another(world: World) -> None:
+    shard = world.state.shards["shard-0"]
+    names = [member.node_id for member in shard.members]
+    (other,) = {"n1", "n2", "n3", "n4"} - set(names)
+    wanted = (names[0], names[1], other)
+    begun = begin(world, commands.SetShardReplicas("shard-0", wanted))
+    assert (begun.kind, begun.steps, left(world.state, begun)) == (JobKind.PLACEMENT, 2, 2)
+    again = world.submit(commands.SetShardReplicas("shard-0", wanted))
+    assert isinstance(again, Applied) and not again.changed and again.reply.job == begun.number
+    world.run(3)
+    assert (job(world, begun.number).status, left(world.state, job(world, begun.number))) == (JobStatus.DONE, 0)
+    back = begin(world, commands.SetShardReplicas("shard-0", tuple(names)))
+    instead = begin(world, commands.SetShardReplicas("shard-0", (names[0], other)))
+    assert job(world, back.number).status is JobStatus.CANCELLED
+    world.do(commands.CancelJob(instead.number))
+    assert not world.state.shards["shard-0"].moving
+    refused = world.submit(commands.CancelJob(instead.number))
+    assert isinstance(refused, Rejection) and "has ended already: it is CANCELLED" in refused.message
+    dropped = begin(world, commands.SetShardReplicas("shard-0", tuple(names)))
+    world.do(commands.CancelMove("shard-0"))
+    world.run(2)
+    ended = job(world, dropped.number)
+    assert ended.status is JobStatus.FAILED and "after all" in ended.outcome
+
+
+def test_a_leadership_by_hand_is_followed_and_called_off(world: World) -> None:
+    shard = world.state.shards["shard-0"]
+    follower = next(member.node_id for member in shard.members if member.node_id != shard.leader)
+    begun = begin(world, commands.SetShardLeader("shard-0", shard.epoch, follower))
+    assert (begun.kind, begun.target, left(world.state, begun)) == (JobKind.LEADERSHIP, follower, 1)
+    world.run(3)
+    ended = job(world, begun.number)
+    assert (ended.status, ended.outcome) == (JobStatus.DONE, f"shard-0 is led by {follower}")
+    already = world.submit(commands.SetShardLeader("shard-0", shard.epoch, follower))
+    assert isinstance(already, Applied) and not already.reply.job
+    back = begin(world, commands.SetShardLeader("shard-0", shard.epoch, shard.leader))
+    world.do(commands.CancelJob(back.number))
+    assert not world.state.shards["shard-0"].target_leader
+    world.run(2)
+    assert world.state.shards["shard-0"].leader == follower
+    hopeless = begin(world, commands.SetShardLeader("shard-0", shard.epoch, shard.leader))
+    world.observe(shard.leader, NodeStatus.DEAD)
+    world.run(2)
+    assert job(world, hopeless.number).status is JobStatus.FAILED
+
+
 def test_a_dead_node_can_be_drained_without_waiting_for_it(world: World) -> None:
     world.observe("n3", NodeStatus.DEAD)
     begun = begin(world, commands.DrainNode("n3", True))
@@ -192,3 +264,13 @@ def test_the_record_of_jobs_is_bounded_and_those_under_way_are_kept(world: World
     assert len(world.state.jobs) == JOBS_MAX
     assert job(world, drain.number).status is JobStatus.RUNNING
     assert max(world.state.jobs) == begun.number
+
+
+def test_a_choice_by_hand_is_taken_though_there_is_no_room_for_its_record(world: World) -> None:
+    running = {number: Job(number, JobKind.DRAIN, "n1", "a drain", 1, 1) for number in range(1, JOBS_MAX + 1)}
+    world.state = replace(world.state, jobs=running)
+    shard = world.state.shards["shard-0"]
+    follower = next(member.node_id for member in shard.members if member.node_id != shard.leader)
+    result = world.submit(commands.SetShardLeader("shard-0", shard.epoch, follower))
+    assert isinstance(result, Applied) and result.changed and not result.reply.job
+    assert world.state.shards["shard-0"].target_leader == follower

@@ -8,7 +8,7 @@ from flotta_consensus.api import Entry, EntryKind, Members
 from flotta_embedded.errors import InvariantError
 from flotta_embedded.generations import machines, sweep_all
 from flotta_embedded.machine import Machine
-from flotta_embedded.registry import TIME_COMMAND, Registry
+from flotta_embedded.registry import TIME_COMMAND, Registry, raise_revisions
 
 MEMBERS = Members((1, 2, 3))
 
@@ -238,3 +238,26 @@ def test_whoever_watches_the_kept_rows_hears_of_each_batch_and_restore_that_wrot
     sink.commit(4, machine.applied_term(), MEMBERS)
     source.close()
     assert heard == [heard[0], heard[0]]
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_revisions_go_on_higher_after_they_were_raised_however_entries_are_cut(
+    crashable: Crashable, registry: Registry, cut: int
+) -> None:
+    machine = create(crashable, registry)
+    entries = [
+        put(2, b"a", b"1"),
+        Entry(3, 1, EntryKind.NORMAL, raise_revisions(1000)),
+        Entry(4, 1, EntryKind.NORMAL, raise_revisions(50)),
+        conf(5, 1, 2),
+        put(6, b"b", b"1"),
+        Entry(7, 1, EntryKind.NORMAL, raise_revisions(1)),
+        put(8, b"c", b"1"),
+    ]
+    machine.apply_many(entries[:cut])
+    machine.apply_many(entries[cut:])
+    revisions = [int.from_bytes((machine.view().get(b"d" + key) or b"")[:8], "big") for key in (b"a", b"b", b"c")]
+    assert revisions == [2, 1056, 1059]
+    assert machine.revision(machine.applied_index()) == 1059
+    machine.flush()()
+    assert Machine.open(crashable.crash(), "m", registry).revision_base == 1051

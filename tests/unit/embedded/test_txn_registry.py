@@ -180,7 +180,7 @@ def test_versions_live_side_by_side_and_names_are_unique() -> None:
 
     with pytest.raises(ValueError, match="c@2 is registered twice"):
         registry.vector("c", version=2)(lambda overlay, commands: [])
-    assert registry.names() == ["c@1", "c@2", "flotta.time@1"]
+    assert registry.names() == ["c@1", "c@2", "flotta.revisions@1", "flotta.time@1"]
     machine = machine_of(registry)
     payloads = [registry.call("c", version=version, stamp_ms=0) for version in (2, 1, 2)]
     entries = [Entry(2 + at, 1, EntryKind.NORMAL, payload) for at, payload in enumerate(payloads)]

@@ -91,3 +91,16 @@ async def test_a_failing_disk_ends_the_task() -> None:
     compactor.order(())
     with pytest.raises(OSError, match="broken"):
         await asyncio.wait_for(task, 20)
+
+
+async def test_what_is_left_is_told_and_what_waits_can_be_let_be() -> None:
+    table, machines = some(4)
+    compactor = Compactor(table)
+    assert compactor.order({"shard-0", "shard-1", "shard-2"}) == 3
+    assert (compactor.left(()), compactor.left({"shard-1", "shard-3"}), compactor.left({"shard-9"})) == (3, 1, 0)
+    assert compactor.drop({"shard-1", "shard-3"}) == 0
+    task = asyncio.create_task(compactor.run())
+    await until_idle(compactor, task)
+    assert [machine.compacted for machine in machines] == [1, 0, 1, 0]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -21,6 +21,7 @@ from flotta_consensus.api import (
     Rejected,
     RejectReason,
     RoleChange,
+    Seizure,
     SnapshotSink,
     StateMachine,
     Unknown,
@@ -178,6 +179,15 @@ class Driver:
         self._waiters.fail_group(group, Unknown("the replica was removed"))
         self._barriers.fail_group(group, Rejected(RejectReason.UNKNOWN_GROUP))
         self._host.remove_group(group)
+
+    def seize_group(self, group: int, seizure: Seizure, done: Callable[[], None]) -> None:
+        """Go on alone, for good; `done` once that is durable. ValueError, and nothing changed, if the host refuses, or
+        while a snapshot is being installed."""
+        seized = self._touch(self._open(group))
+        if seized.phase is not Phase.OPEN:
+            raise ValueError(f"group {group} is {seized.phase.value}")
+        self._host.seize_group(group, *seizure)
+        seized.seize(done)
 
     def groups(self) -> list[int]:
         return [number for number, group in self._groups.items() if group.phase is not Phase.REMOVING]
@@ -364,11 +374,8 @@ class Driver:
         group = self._groups.get(number)
         if group is not None:
             self._touch(group)
-        if name == "created" and group is not None and group.phase is Phase.CREATING:
-            group.phase = Phase.OPEN
-        if name == "created" and group is not None and group.created_done is not None:
-            done, group.created_done = group.created_done, None
-            done()
+        if name in ("created", "seized") and group is not None:
+            group.ready()
         elif name == "removed" and group is not None:
             group.removed = True
         elif name == "outcome_unknown":

@@ -75,6 +75,22 @@ class Group:
     checking: bool = False
     pinned: int = 0  # `compactions_wanted` of the host
 
+    def ready(self) -> None:
+        """The host has it durably: a replica that is new, or one that goes on as another."""
+        if self.phase is Phase.CREATING:
+            self.phase = Phase.OPEN
+        done, self.created_done = self.created_done, None
+        if done is not None:
+            done()
+
+    def seize(self, done: Callable[[], None]) -> None:
+        """It goes on as another replica. Snapshots of before name members that are gone."""
+        self.created_done = done
+        self.role = None
+        self.built = None
+        if self.build is not None:
+            self.build.wanted = False
+
     def quiet(self) -> bool:
         """Nothing runs beside the machine."""
         return not self.flushing and self.build is None and not self.install_handed_out

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from flotta_runtime.settings import check_address, check_id
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from flotta_admin.core.manifest import REPLICAS_MAX, SHARDS_MAX
 
@@ -196,7 +196,8 @@ class Operation(Answer):
 
     id: int = Field(description="Its number.")
     operation: str = Field(
-        description="drain, decommission, replication-factor, shard-count, rebalance, move, backup or restore."
+        description="drain, decommission, replication-factor, shard-count, rebalance, move, placement, leadership, "
+        "recover, backup, restore or compaction."
     )
     subject: str = Field(description="The node, table, shard or directory it is about.")
     text: str = Field(description="What was asked for.")
@@ -222,6 +223,64 @@ class Order(Answer):
     message: str = Field(description="What happens now, in a sentence.")
     map_version: int = Field(description="Version of the map with the order in it.")
     operation: Operation | None = Field(description="The work it began or is part of; null when it was done at once.")
+
+
+class RecoverRequest(Request):
+    """Lets a shard that lost its quorum for good go on from one replica, without what only the others had."""
+
+    dry_run: StrictBool = Field(default=False, description="Only say what would be done, and what may be lost.")
+    confirm: StrictStr = Field(
+        default="",
+        max_length=ID_CHARS_MAX,
+        description="The shard's id once more: acknowledged writes may be lost. Not needed for a dry run.",
+    )
+
+
+class Survivor(Answer):
+    """A replica that answered."""
+
+    node_id: str = Field(description="The node that has it.")
+    last_index: int = Field(description="Where its log ends.")
+    applied_index: int = Field(description="What of it is applied.")
+
+
+class Recovery(Order):
+    """From which replica a shard goes on, or would."""
+
+    dry_run: bool = Field(description="True: nothing was done.")
+    shard_id: str = Field(description="The shard.")
+    node_id: str = Field(description="The node whose replica goes on.")
+    last_index: int = Field(description="Where that replica's log ends; what was written beyond it is lost.")
+    survivors: list[Survivor] = Field(description="All replicas that answered.")
+
+
+class CheckedReplica(Answer):
+    """What a replica holds."""
+
+    node_id: str = Field(description="The node that has it.")
+    applied_index: int = Field(description="Up to where it has applied the shard's log.")
+    keys: int = Field(description="How many keys it holds.")
+    sha256: str = Field(description="Over all its rows; empty where there was no answer.")
+    wrong: str = Field(description="Why there was no answer; empty where there was one.")
+
+
+class CheckedShard(Answer):
+    """Whether the replicas of a shard hold the same."""
+
+    shard_id: str = Field(description="The shard.")
+    state: str = Field(
+        description="AGREE, DIFFER, SILENT (a replica did not answer) or BUSY (written to all the while)."
+    )
+    text: str = Field(description="The same in a sentence.")
+    replicas: list[CheckedReplica] = Field(description="Its replicas, by node.")
+
+
+class Check(Answer):
+    """The whole cluster, looked at."""
+
+    map_version: int = Field(description="Version of the map that was looked at.")
+    problems: list[str] = Field(description="What is wrong, a sentence each; empty: nothing.")
+    shards: list[CheckedShard] = Field(description="The shards, by index.")
 
 
 class ReplicationFactorRequest(Request):

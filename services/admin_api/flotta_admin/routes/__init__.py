@@ -10,6 +10,7 @@ from fastapi import Path
 from flotta_runtime.clock import Clock
 from flotta_runtime.metrics import Metrics
 
+from flotta_admin.compactions import Compactions
 from flotta_admin.coordinator import Coordinators
 from flotta_admin.copying.copier import Copier
 from flotta_admin.core.models import ErrorBody, GuardBody
@@ -24,6 +25,7 @@ class Context:
     probe: NodeProbe
     orders: NodeOrders
     copier: Copier
+    compactions: Compactions
     metrics: Metrics
     clock: Clock
     readiness: Callable[[], tuple[bool, str]]
@@ -31,6 +33,8 @@ class Context:
 
 NodeIdPath = Annotated[str, Path(description="The node's id.")]
 ShardIdPath = Annotated[str, Path(description="The shard's id, shard-<index>.")]
+
+OPERATION_HEADER = "X-Operation-Id"
 
 Responses = dict[int | str, dict[str, Any]]
 

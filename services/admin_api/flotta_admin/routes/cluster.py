@@ -9,6 +9,7 @@ from flotta_proto.flotta import cluster_pb2
 from flotta_proto.kvdb import coordinator_pb2
 from flotta_runtime.errors import PreconditionFailed
 
+from flotta_admin import checking
 from flotta_admin.core import convert, models
 from flotta_admin.http_errors import NotReadyYet, check_accepted
 from flotta_admin.routes import BAD_REQUEST, CONFLICT, COORDINATOR, Context
@@ -34,6 +35,12 @@ def router(context: Context) -> APIRouter:
     async def shard_map_version() -> models.MapVersion:
         """The version of the shard map."""
         return models.MapVersion(map_version=(await context.coordinators.state()).map_version)
+
+    @routes.get("/check", tags=["cluster"], responses={412: CONFLICT[412]})
+    async def check() -> models.Check:
+        """Whether the map makes sense, every node is ALIVE, and the replicas of every shard hold the same. Reads all
+        rows of all replicas."""
+        return await checking.check(context.coordinators, context.orders)
 
     @routes.get("/config", tags=["config"])
     async def read_config() -> models.ClusterConfig:

@@ -11,20 +11,20 @@ from fastapi import APIRouter, Path, Response
 from flotta_proto.flotta import operator_pb2 as pb
 from flotta_runtime.errors import InvalidArgument, NotFound, PreconditionFailed
 
+from flotta_admin import recovering
 from flotta_admin.core import convert, models
 from flotta_admin.http_errors import check_accepted
 from flotta_admin.routes import (
     BAD_REQUEST,
     CONFLICT,
     COORDINATOR,
+    OPERATION_HEADER,
     UNKNOWN,
     Context,
     NodeIdPath,
     ShardIdPath,
-    compaction,
 )
 
-OPERATION_HEADER = "X-Operation-Id"
 REPLICAS_HEADER = "X-Replicas"
 DEFAULT_TABLE = "default"
 TablePath = Annotated[str, Path(min_length=1, max_length=255, description="The table, of which there is one: default.")]
@@ -82,13 +82,16 @@ def router(context: Context) -> APIRouter:
         return await trigger_rebalance(body, answer)
 
     async def trigger_compaction(body: models.TriggerRequest, answer: Response) -> models.TriggerRequest:
-        count = await compaction.order(context, body.target_shards or (), body.target_nodes or ())
+        count, number = await context.compactions.order(body.target_shards or (), body.target_nodes or ())
         answer.headers[REPLICAS_HEADER] = str(count)
+        if number:
+            answer.headers[OPERATION_HEADER] = str(number)
         return body
 
     @routes.post("/ops/compact", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT})
     async def compact(body: models.TriggerRequest, answer: Response) -> models.TriggerRequest:
-        """Rewrite the files of replicas without what was deleted, expired or replaced; answered once that is queued."""
+        """Rewrite the files of replicas without what was deleted, expired or replaced; answered once that is
+        queued. The number of the operation is in a header."""
         return await trigger_compaction(body, answer)
 
     @routes.post("/ops/trigger", responses={**BAD_REQUEST, **UNKNOWN, **CONFLICT})
@@ -139,6 +142,14 @@ def router(context: Context) -> APIRouter:
         """Move one replica of a shard from one node to another."""
         request = pb.MoveReplicaRequest(shard_id=shard_id, from_node_id=body.from_node_id, to_node_id=body.to_node_id)
         return await order("MoveReplica", request)
+
+    @routes.post("/shards/{shard_id}/recover", responses=refusals)
+    async def recover(shard_id: ShardIdPath, body: models.RecoverRequest) -> models.Recovery:
+        """A shard lost its quorum for good: go on from its best surviving replica. Refused while a quorum could come
+        back. What only the lost replicas had is gone, and the order cannot be called off."""
+        if not body.dry_run and body.confirm != shard_id:
+            raise InvalidArgument("confirm: it must be the shard's id, since writes may be lost", field="confirm")
+        return await recovering.recover(context.coordinators, context.orders, shard_id, dry_run=body.dry_run)
 
     @routes.post("/shards/{shard_id}/cancel", responses=refusals)
     async def cancel_move(shard_id: ShardIdPath) -> models.Order:

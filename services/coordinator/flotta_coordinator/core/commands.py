@@ -161,6 +161,21 @@ class MoveReplica:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoverShard:
+    """An operator lets a shard that lost its quorum for good go on from one surviving replica."""
+
+    shard_id: str
+    epoch: int  # as the operator saw it
+    node_id: str
+    replica_id: int
+    last_index: int
+    seen_term: int
+    seen_epoch: int
+    lost_after_ms: int  # a node that has been DEAD for less may come back
+    unsure: tuple[str, ...] = ()  # nodes that have been DEAD for less by the leader's own, monotonic clock
+
+
+@dataclass(frozen=True, slots=True)
 class CancelMove:
     """An operator calls off what a shard is about to become."""
 
@@ -192,8 +207,15 @@ class BeginCopy:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginCompaction:
+    """Nodes were given the order to compact so many replicas."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReportCopy:
-    """Whoever copies is still at it, and so far."""
+    """Whoever copies, or follows a compaction, is still at it, and so far."""
 
     number: int
     steps: int
@@ -284,10 +306,12 @@ Command = (
     | SetShardCount
     | Rebalance
     | MoveReplica
+    | RecoverShard
     | CancelMove
     | CancelJob
     | EndJob
     | BeginCopy
+    | BeginCompaction
     | ReportCopy
     | CreateForRestore
     | EndCopy
@@ -314,10 +338,12 @@ NAMES: dict[str, type[Command]] = {
     "set_shard_count.1": SetShardCount,
     "rebalance.1": Rebalance,
     "move_replica.1": MoveReplica,
+    "recover_shard.1": RecoverShard,
     "cancel_move.1": CancelMove,
     "cancel_job.1": CancelJob,
     "end_job.1": EndJob,
     "begin_copy.1": BeginCopy,
+    "begin_compaction.1": BeginCompaction,
     "report_copy.1": ReportCopy,
     "create_for_restore.1": CreateForRestore,
     "end_copy.1": EndCopy,

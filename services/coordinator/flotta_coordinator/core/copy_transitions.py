@@ -1,4 +1,4 @@
-"""Backups and restores, as the coordinators see them: somebody copies, says how far it is, and ends it.
+"""Backups, restores and compactions, as the coordinators see them: somebody else does it, says how far it is, ends it.
 
 One copy at a time. A restore begins only in a cluster without shards, and creates them itself once it has found its
 backup whole: so nothing of a cluster that is in use can be restored over, and every revision of the new shards is
@@ -11,13 +11,22 @@ from dataclasses import replace
 from typing import Final
 
 from flotta_coordinator.core import checks
-from flotta_coordinator.core.commands import BeginCopy, CreateForRestore, EndCopy, InitShards, ReportCopy
+from flotta_coordinator.core.commands import (
+    BeginCompaction,
+    BeginCopy,
+    CreateForRestore,
+    EndCopy,
+    InitShards,
+    ReportCopy,
+)
 from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.job_transitions import running_job
+from flotta_coordinator.core.jobs import running
 from flotta_coordinator.core.placement import candidates
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
 from flotta_coordinator.core.shard_transitions import init_shards
-from flotta_coordinator.core.state import COPIES, Job, JobKind, JobStatus
+from flotta_coordinator.core.state import COPIES, OUTSIDE, Job, JobKind, JobStatus
+from flotta_coordinator.core.wording import count
 
 DIRECTORY_CHARS_MAX: Final = 4096
 OUTCOME_CHARS_MAX: Final = 1024
@@ -47,6 +56,22 @@ def begin_copy(draft: Draft, command: BeginCopy) -> Applied:
     text = f"the restore from {command.directory}" if command.restore else f"the backup to {command.directory}"
     job = draft.begin_job(kind, command.directory, text, 0)
     draft.decide(f"{kind.value}-begun", command.directory, f"an operator began operation {job.number}, {text}")
+    return draft.finish(f"{text} has begun", job=job.number)
+
+
+def begin_compaction(draft: Draft, command: BeginCompaction) -> Applied:
+    """A job for it. While one is under way that one goes on: nodes queue no replica twice."""
+    checks.check_range("steps", command.steps, 1, STEPS_MAX)
+    table = draft.base.partitioning
+    if table is None:
+        raise _unmet("steps", "steps: there are no shards yet, so there is nothing to compact")
+    job = running(draft.base, (JobKind.COMPACTION,), table.name)
+    if job is not None:
+        return draft.finish(f"{job.text} is under way already", job=job.number)
+    text = f"the compaction of {count(command.steps, 'replica')} of {table.name}"
+    job = draft.begin_job(JobKind.COMPACTION, table.name, text, command.steps)
+    draft.put_job(replace(job, left=command.steps))
+    draft.decide("compaction-begun", table.name, f"an operator began operation {job.number}, {text}")
     return draft.finish(f"{text} has begun", job=job.number)
 
 
@@ -80,8 +105,8 @@ def end_copy(draft: Draft, command: EndCopy) -> Applied:
 
 def _copy(draft: Draft, number: int) -> Job:
     job = running_job(draft, number)
-    if job.kind not in COPIES:
-        raise _unmet("number", f"number: operation {number} is neither a backup nor a restore")
+    if job.kind not in OUTSIDE:
+        raise _unmet("number", f"number: operation {number} is neither a backup, a restore nor a compaction")
     return job
 
 

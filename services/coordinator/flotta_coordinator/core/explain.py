@@ -71,6 +71,8 @@ def _named(view: View, shard: ShardView, node_id: str) -> str:
 
 
 def _in_flight(shard: ShardView, because: str, progress: Progress | None) -> Iterator[str]:
+    if shard.heir:
+        yield f"it is being recovered by an operator's order: the replica on {shard.heir} is to go on alone"
     if shard.targets:
         why = f", because {because}" if because else ""
         yield f"it is moving to {', '.join(shard.targets)}{why}"
@@ -106,7 +108,11 @@ def _next(view: View, policy: Policy, shard: ShardView) -> Iterator[str]:
         yield "nothing is decided before every node has had the time to be heard by the coordinator that leads now"
         return
     if not view.has_quorum(shard.members):
+        if shard.heir:
+            yield f"once {shard.heir} has gone on with what it has, new replicas are made"
+            return
         yield "nothing can be done before more of its nodes are back: without a quorum no change of replicas commits"
+        yield f"if they are lost for good, `flotta recover --unsafe {shard.shard_id}` goes on without them"
         return
     if shard.held:
         yield "nothing, as long as it is left alone"

@@ -17,7 +17,7 @@ COPYING_PATIENCE = 10  # a snapshot on its way shows no progress for as many tim
 
 def give_up(board: Board) -> None:
     for shard in board.view.shards:
-        if not shard.active or board.view.margin(shard.members) < 0:
+        if not shard.active or shard.heir or board.view.margin(shard.members) < 0:
             continue
         if shard.targets:
             reason = _why_not_move(board, shard)

@@ -9,7 +9,7 @@ from flotta_coordinator.core.commands import CancelJob, CancelMove, DrainNode, E
 from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.jobs import left
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
-from flotta_coordinator.core.state import COPIES, Job, JobKind, JobStatus, Purpose
+from flotta_coordinator.core.state import OUTSIDE, Job, JobKind, JobStatus, Purpose
 
 LEVELLING = (Purpose.ZONES, Purpose.BALANCE)
 
@@ -35,13 +35,21 @@ def cancel_job(draft: Draft, command: CancelJob) -> Applied:
             f"number: operation {job.number} cannot be called off: shards that have divided do not grow together again"
         )
         raise _unmet(text)
+    if job.kind is JobKind.RECOVER:
+        raise _unmet(
+            f"number: operation {job.number}, {job.text}, cannot be called off: {job.target} may have acted on it"
+        )
     draft.end_job(job, JobStatus.CANCELLED, "an operator cancelled it")
     if job.kind in (JobKind.DRAIN, JobKind.DECOMMISSION):
         return operator_transitions.drain_node(draft, DrainNode(job.subject, False))
-    if job.kind is JobKind.MOVE:
+    if job.kind is JobKind.LEADERSHIP:
+        shard = draft.base.shards[job.subject]
+        if shard.target_leader == job.target:
+            draft.put_shard(replace(shard, target_leader=""))
+    elif job.kind in (JobKind.MOVE, JobKind.PLACEMENT):
         if draft.base.shards[job.subject].moving:
             return operator_transitions.cancel_move(draft, CancelMove(job.subject))
-    elif job.kind in COPIES:
+    elif job.kind in OUTSIDE:
         pass  # whoever copies hears of it with the next report, and stops
     elif job.kind is JobKind.REPLICATION_FACTOR:
         operator_transitions.change_factor(draft, draft.base.tables[job.subject], job.before)

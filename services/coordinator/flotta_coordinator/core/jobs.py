@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from flotta_coordinator.core.placement import candidates
-from flotta_coordinator.core.state import COPIES, ClusterState, Job, JobKind, JobStatus, Phase, Purpose, Shard
+from flotta_coordinator.core.state import OUTSIDE, ClusterState, Job, JobKind, JobStatus, Phase, Purpose, Shard
 
 _TO_A_FACTOR = (Purpose.MISSING, Purpose.SURPLUS)
 
@@ -25,7 +25,7 @@ def holdings(state: ClusterState, node_id: str) -> tuple[int, int]:
 
 def left(state: ClusterState, job: Job) -> int:
     """How many steps it would take from here: replicas to go, shards to change, or replicas above the even share."""
-    if job.status is not JobStatus.RUNNING or job.kind in COPIES:
+    if job.status is not JobStatus.RUNNING or job.kind in OUTSIDE:
         return job.left
     if job.kind in (JobKind.DRAIN, JobKind.DECOMMISSION):
         return holdings(state, job.subject)[0]
@@ -38,6 +38,12 @@ def left(state: ClusterState, job: Job) -> int:
         return sum(shard.phase is Phase.AWAITED or shard.shard_count < int(job.target) for shard in shards)
     if job.kind is JobKind.MOVE:
         return int(state.shards[job.subject].moving)
+    if job.kind is JobKind.PLACEMENT:
+        return _to_come(state.shards[job.subject])
+    if job.kind is JobKind.LEADERSHIP:
+        return int(state.shards[job.subject].target_leader == job.target)
+    if job.kind is JobKind.RECOVER:
+        return int(state.shards[job.subject].heir is not None)
     return uneven(state)
 
 
@@ -60,6 +66,11 @@ def uneven(state: ClusterState) -> int:
         share = -(-sum(found.values()) // len(nodes))
         above += sum(max(0, found[node_id] - share) for node_id in nodes)
     return above
+
+
+def _to_come(shard: Shard) -> int:
+    """Replicas that are to come or to go."""
+    return len({*shard.targets} ^ {*shard.members}) if shard.moving else 0
 
 
 def _holds(shard: Shard, node_id: str) -> bool:

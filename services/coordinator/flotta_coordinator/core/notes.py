@@ -48,7 +48,7 @@ def _quorum_lost(board: Board) -> Iterator[Standing]:
             table,
             f"{count(len(shards), 'shard')} of {table} ({_names(shards)}) lost the quorum, because {some(dead)} "
             f"{'is' if len(dead) == 1 else 'are'} DEAD: they take no writes and cannot be moved or mended; "
-            "start the nodes again with their data directories",
+            "start the nodes again with their data directories, or, if those are lost, see `flotta recover`",
         )
 
 

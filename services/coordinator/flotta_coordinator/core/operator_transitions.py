@@ -22,7 +22,7 @@ from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.jobs import holdings, running, uneven
 from flotta_coordinator.core.placement import candidates
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
-from flotta_coordinator.core.shard_transitions import moved_by_hand, taking
+from flotta_coordinator.core.shard_transitions import check_not_recovered, moved_by_hand, taking
 from flotta_coordinator.core.split_transitions import check_not_dividing
 from flotta_coordinator.core.state import JobKind, JobStatus, NodeStatus, Phase, Purpose, Shard, Table
 from flotta_coordinator.core.wording import count
@@ -145,6 +145,7 @@ def move_replica(draft: Draft, command: MoveReplica) -> Applied:
     check_not_dividing(draft.base, shard)
     if shard.phase is not Phase.ACTIVE:
         raise _unmet("shard_id", f"shard_id: {shard.shard_id} is still being created")
+    check_not_recovered(shard)
     if shard.moving:
         raise _unmet("shard_id", f"shard_id: {shard.shard_id} is moving already; cancel that first")
     if shard.member_on(leaving) is None:

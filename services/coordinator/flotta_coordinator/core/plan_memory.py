@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from flotta_coordinator.core.plan_view import NodeView, Policy, ShardView, View
-from flotta_coordinator.core.state import COPIES, ClusterState, JobStatus, Node, Phase, Shard
+from flotta_coordinator.core.state import OUTSIDE, ClusterState, JobStatus, Node, Phase, Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Memory:
         copies = {
             job.number: self._age_ms(f"job/{job.number}", job.reported_ms or job.begun_ms, now_ms, wall_ms)
             for job in state.jobs.values()
-            if job.kind in COPIES and job.status is JobStatus.RUNNING
+            if job.kind in OUTSIDE and job.status is JobStatus.RUNNING
         }
         self._begun = True
         return View(nodes, shards, {key: note.text for key, note in state.notes.items()}, copies, ready)
@@ -122,6 +122,7 @@ class Memory:
             copying=progress is not None and progress.copying,
             parent=shard.parent,
             awaited=shard.phase is Phase.AWAITED,
+            heir=shard.heir.node_id if shard.heir is not None else "",
         )
 
     def _idle_ms(self, shard: Shard, progress: Progress | None, now_ms: int) -> int:

@@ -87,6 +87,7 @@ class ShardView:
     dividing: bool = False  # others are being born of it: its voters stay where they are
     parent: str = ""  # the shard it is being born of
     awaited: bool = False  # which has not divided yet
+    heir: str = ""  # the node whose replica is to go on alone: the shard is being recovered
 
     @property
     def placed(self) -> tuple[str, ...]:
@@ -101,7 +102,7 @@ class ShardView:
 
     @property
     def at_rest(self) -> bool:
-        return self.active and not self.targets and not self.held and not self.dividing
+        return self.active and not self.targets and not self.held and not self.dividing and not self.heir
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.placement import may_take_replicas
 from flotta_coordinator.core.quorum import has_quorum
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
+from flotta_coordinator.core.shard_transitions import check_not_recovered
 from flotta_coordinator.core.split_transitions import check_not_dividing
 from flotta_coordinator.core.state import Node, NodeStatus, Note, Phase, Purpose, Shard
 
@@ -90,6 +91,7 @@ def _at_rest(draft: Draft, shard_id: str, epoch: int) -> Shard:
     shard = draft.shard(shard_id)
     if shard.phase is not Phase.ACTIVE:
         raise _unmet("shard_id", f"shard_id: {shard_id} is still being created")
+    check_not_recovered(shard)
     if shard.moving:
         raise _unmet("shard_id", f"shard_id: {shard_id} is moving already")
     if shard.epoch != epoch:

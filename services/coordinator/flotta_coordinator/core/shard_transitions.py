@@ -19,11 +19,15 @@ from flotta_coordinator.core.commands import (
     ShardReport,
 )
 from flotta_coordinator.core.draft import REPLICA_SEQUENCE_BITS, Draft
+from flotta_coordinator.core.jobs import running
 from flotta_coordinator.core.placement import awaited, candidates, place, shared_zones
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
 from flotta_coordinator.core.state import (
     DEFAULT_TABLE,
     ClusterState,
+    Heir,
+    JobKind,
+    JobStatus,
     Node,
     NodeStatus,
     Phase,
@@ -96,6 +100,7 @@ def set_shard_replicas(draft: Draft, command: SetShardReplicas) -> Applied:
         raise _unmet(
             "shard_id", f"shard_id: {shard.shard_id} is still being created and has no leader that could move it"
         )
+    check_not_recovered(shard)
     if not shard.moving and sorted(wanted) == sorted(member.node_id for member in shard.members):
         leader = "" if wanted[0] == shard.leader else taking(draft, wanted[0], "replicas").node_id
         after = replace(shard, target_leader=leader, replicas_pinned=True, leader_pinned=True)
@@ -105,7 +110,8 @@ def set_shard_replicas(draft: Draft, command: SetShardReplicas) -> Applied:
             else:
                 kind, sentence = "shard-pinned", f"an operator wants {shard.shard_id} to stay on {', '.join(wanted)}"
             draft.decide(kind, shard.shard_id, sentence)
-        return draft.finish("Shard replicas updated", new_epoch=shard.epoch)
+        job = _leadership(draft, shard, leader)
+        return draft.finish("Shard replicas updated", new_epoch=shard.epoch, job=job)
     kept = {replica.node_id: replica for replica in (*shard.targets, *shard.members)}
     targets: list[Replica] = []
     for node_id in wanted:
@@ -118,7 +124,9 @@ def set_shard_replicas(draft: Draft, command: SetShardReplicas) -> Applied:
         draft.decide(
             "shard-move", shard.shard_id, f"an operator moves {shard.shard_id} from {now_on} to {', '.join(wanted)}"
         )
-    return draft.finish("Shard replicas updated", new_epoch=shard.epoch + 1)
+    text = f"the placement of {shard.shard_id} on {', '.join(wanted)}"
+    job = _chosen(draft, JobKind.PLACEMENT, shard.shard_id, text, len({*targets} ^ {*shard.members}), ",".join(wanted))
+    return draft.finish("Shard replicas updated", new_epoch=shard.epoch + 1, job=job)
 
 
 def set_shard_leader(draft: Draft, command: SetShardLeader) -> Applied:
@@ -128,6 +136,7 @@ def set_shard_leader(draft: Draft, command: SetShardLeader) -> Applied:
     shard = draft.shard(command.shard_id)
     if command.epoch != shard.epoch:
         raise _unmet("epoch", f"epoch: {shard.shard_id} is at epoch {shard.epoch}, not {command.epoch}")
+    check_not_recovered(shard)
     draft.node(command.leader_node_id, "leader_node_id")
     if shard.member_on(command.leader_node_id) is None:
         members = ", ".join(member.node_id for member in shard.members)
@@ -141,7 +150,36 @@ def set_shard_leader(draft: Draft, command: SetShardLeader) -> Applied:
         already = "" if wanted else ", which it does"
         sentence = f"an operator wants {command.leader_node_id} to lead {shard.shard_id}{already}"
         draft.decide("shard-leader-wanted", shard.shard_id, sentence)
-    return draft.finish("Shard leader updated")
+    return draft.finish("Shard leader updated", job=_leadership(draft, shard, wanted))
+
+
+def _leadership(draft: Draft, shard: Shard, node_id: str) -> int:
+    if not node_id:
+        return 0
+    text = f"the leadership of {node_id} over {shard.shard_id}"
+    return _chosen(draft, JobKind.LEADERSHIP, shard.shard_id, text, 1, node_id)
+
+
+def _chosen(draft: Draft, kind: JobKind, shard_id: str, text: str, steps: int, target: str) -> int:
+    """The operation of what an operator chose, new or under way already; an earlier choice of another is over."""
+    instead = (kind,) if kind is JobKind.LEADERSHIP else (JobKind.MOVE, JobKind.PLACEMENT)
+    earlier = running(draft.base, instead, shard_id)
+    if earlier is not None and (earlier.kind, earlier.target) == (kind, target):
+        return earlier.number
+    if earlier is not None:
+        draft.end_job(earlier, JobStatus.CANCELLED, f"an operator chose otherwise: {text}")
+    try:
+        return draft.begin_job(kind, shard_id, text, steps, target=target).number
+    except Refused:
+        return 0  # too many are under way to keep one more on record: what was ordered is done all the same
+
+
+def check_not_recovered(shard: Shard) -> None:
+    """Who its members are is open until the heir has reported."""
+    if shard.heir is not None:
+        raise _unmet(
+            "shard_id", f"shard_id: {shard.shard_id} is being recovered from {shard.heir.node_id}; wait for it"
+        )
 
 
 def moved_by_hand(shard: Shard, targets: tuple[Replica, ...], leader: str) -> Shard:
@@ -197,7 +235,7 @@ def report_shard_leader(draft: Draft, command: ReportShardLeader) -> Applied:
     member = shard.member_on(command.leader_node_id)
     if member is None:
         raise _unmet("leader_node_id", f"leader_node_id: {command.leader_node_id} is not a replica of {shard.shard_id}")
-    if command.epoch != shard.epoch or command.term <= shard.leader_term:
+    if shard.heir is not None or command.epoch != shard.epoch or command.term <= shard.leader_term:
         raise _unmet(
             "epoch",
             f"epoch: {shard.shard_id} is known at epoch {shard.epoch}, term {shard.leader_term}; "
@@ -215,9 +253,13 @@ def judge(state: ClusterState, shard: Shard, reporter: Node, report: ShardReport
         return None
     if report.leader_replica not in report.voters:
         return None
+    if any(_sequence(replica) < shard.replica_floor for replica in report.voters):
+        return None  # of before a recovery
     members = _members(state, shard, report.voters)
     if members is None:
         return None
+    if shard.heir is not None:
+        return _inherited(shard, shard.heir, reporter, report, members)
     said = (report.epoch, report.term, report.conf_index)
     known = (shard.epoch, shard.leader_term, shard.conf_index)
     same_leader = said[:2] == known[:2] and shard.leader == reporter.node_id
@@ -238,6 +280,20 @@ def judge(state: ClusterState, shard: Shard, reporter: Node, report: ShardReport
         after = replace(after, targets=(), purpose=Purpose.NONE, cancelled_ms=0)
     after = split_transitions.divided(state, shard, after, report)
     return after if after != shard else None
+
+
+def _inherited(
+    shard: Shard, heir: Heir, reporter: Node, report: ShardReport, members: tuple[Replica, ...]
+) -> Shard | None:
+    """The heir has gone on alone. Its log may be shorter than the one that was known, so its own figures count."""
+    if report.leader_replica != heir.replica_id or report.epoch < heir.epoch_min or report.term <= heir.term_min:
+        return None
+    after = _led_by(shard, reporter.node_id, report.term)
+    return replace(after, epoch=report.epoch, members=members, conf_index=report.conf_index, heir=None)
+
+
+def _sequence(replica_id: int) -> int:
+    return replica_id & ((1 << REPLICA_SEQUENCE_BITS) - 1)
 
 
 def _members(state: ClusterState, shard: Shard, voters: Sequence[int]) -> tuple[Replica, ...] | None:

@@ -6,6 +6,7 @@ Invariants
  - `map_version` and every counter only grow; node numbers, group ids and replica sequences are never used twice.
  - A shard's `birth` never changes. `members` is what the shard itself last committed and reported (of an AWAITED one,
    what is expected); `targets` is intent.
+ - Nothing that a replica below `replica_floor` says of its shard is believed.
  - Every accepted command that changes a node, a shard or the partitioning raises `map_version` by exactly one.
 """
 
@@ -74,6 +75,17 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Heir:
+    """The one replica of a shard without a quorum that is to go on alone, and what it is to go on above."""
+
+    node_id: str
+    replica_id: int  # a new one
+    from_replica: int  # that it is made of
+    term_min: int
+    epoch_min: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     shard_id: str
     table: str
@@ -96,6 +108,8 @@ class Shard:
     cancelled_ms: int = 0  # group time at which an operator cancelled a move; 0: never, or moved since
     parent: str = ""  # the shard it is born of; "" once every voter of it has been heard from by its leader
     sequence: int = 0  # of a shard that is born of another: the low half of the ids of its first voters
+    heir: Heir | None = None  # while the shard is being recovered; cleared by the heir's own report
+    replica_floor: int = 0  # replicas with a smaller sequence were given up by a recovery, for ever
 
     @property
     def moving(self) -> bool:
@@ -143,11 +157,16 @@ class JobKind(enum.Enum):
     SHARD_COUNT = "shard-count"  # subject: a table
     REBALANCE = "rebalance"  # subject: a table
     MOVE = "move"  # subject: a shard
+    RECOVER = "recover"  # subject: a shard
+    PLACEMENT = "placement"  # subject: a shard
+    LEADERSHIP = "leadership"  # subject: a shard
     BACKUP = "backup"  # subject: a directory, as whoever copies calls it
     RESTORE = "restore"  # the same
+    COMPACTION = "compaction"  # subject: a table
 
 
 COPIES = (JobKind.BACKUP, JobKind.RESTORE)
+OUTSIDE = (*COPIES, JobKind.COMPACTION)
 """Done outside of the coordinators, which only hear how far they are."""
 
 
@@ -170,11 +189,11 @@ class Job:
     begun_ms: int  # group time
     status: JobStatus = JobStatus.RUNNING
     ended_ms: int = 0
-    left: int = 0  # of a job that ended: steps that were not done; of a BACKUP or RESTORE: as last reported
+    left: int = 0  # of a job that ended: steps that were not done; of one done OUTSIDE: as last reported
     outcome: str = ""  # of a job that ended, a sentence
     before: int = 0  # REPLICATION_FACTOR, SHARD_COUNT: what it was
-    target: str = ""  # MOVE: the node to move to; SHARD_COUNT: how many there are to be
-    reported_ms: int = 0  # BACKUP, RESTORE: group time at which whoever copies said how far it is; 0: never yet
+    target: str = ""  # SHARD_COUNT: how many; MOVE, RECOVER, LEADERSHIP: the node; PLACEMENT: the nodes, with commas
+    reported_ms: int = 0  # OUTSIDE: group time at which whoever does it said how far it is; 0: never yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 """The commands of a shard: `kv.write@1`, `kv.expire@1`, `kv.load@1` (`loads.py`), `kv.split@1` and `kv.prune@1`
-(`splits.py`), and the hook that moves its epoch.
+(`splits.py`), `shard.takeover@1` (`takeover.py`), and the hook that moves its epoch.
 
 A whole run of writes costs one multi-get; each write then sees those before it through the overlay, and all land in one
 batch. Conditions, epoch and ownership are decided here, at apply, by the replicated state alone. Time is group time:
@@ -25,6 +25,7 @@ from .loads import LOAD, LOAD_VERSION, apply_loads
 from .rows import encode_row, header_of
 from .shard_state import after_conf, birth_state, decode_state, encode_state
 from .splits import PRUNE, PRUNE_VERSION, SPLIT, SPLIT_VERSION, apply_prunes, apply_splits
+from .takeover import TAKEOVER, TAKEOVER_VERSION, apply_takeovers
 from .writes import WRITE, WRITE_VERSION, Write, WriteKind, WriteResult, decode_write
 
 EXPIRE: Final = "kv.expire"
@@ -52,6 +53,7 @@ def new_registry() -> Registry:
     registry.vector(LOAD, version=LOAD_VERSION)(apply_loads)
     registry.vector(SPLIT, version=SPLIT_VERSION)(apply_splits)
     registry.vector(PRUNE, version=PRUNE_VERSION)(apply_prunes)
+    registry.vector(TAKEOVER, version=TAKEOVER_VERSION)(apply_takeovers)
     registry.on_members(apply_members)
     registry.keep_row(keys.SHARD_KEY)
     registry.keep_row(keys.DIVISION_KEY)

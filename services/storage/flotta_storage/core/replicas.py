@@ -6,6 +6,8 @@
 - One group has at most one replica here, and a replica id that was ever removed here is never created again.
 - Nothing is deleted because of a map: a replica that the map does not name is a reason to ask the group's leader, and
   only its committed answer removes anything.
+- A shard that lost its quorum for good may be given to one heir: the node that has the heir's replica lets it go on
+  under a new id, and replicas of before (`replica_floor`) serve nobody any more, from the moment the map says so.
 - A map older than one already acted upon, or of another cluster, decides nothing.
 """
 
@@ -16,6 +18,19 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from flotta_consensus.api import node_of
+
+from flotta_storage.core.takeover import sequence_of
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """The replica that is to go on alone, and what it is to go on above."""
+
+    node_id: str
+    replica: int  # from now on
+    from_replica: int
+    term_min: int
+    epoch_min: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,14 @@ class ShardView:
     birth: Mapping[int, str] = field(default_factory=dict)
     members: Mapping[int, str] = field(default_factory=dict)
     targets: Mapping[int, str] = field(default_factory=dict)
+    replica_floor: int = 0
+    heir: Heir | None = None
+
+    def given_up(self, replica: int) -> bool:
+        """Is it a replica of before the shard was taken over?"""
+        if self.heir is not None and replica == self.heir.from_replica:
+            return False
+        return sequence_of(replica) < self.replica_floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +103,7 @@ class LocalReplica:
     revision_base: int = 0
     made: bool = False
     parent: int = 0  # SPLIT only: group of the shard that divided
+    heir: int = 0  # the id it is about to go on under
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +126,22 @@ class Create:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Let the replica that is here go on alone, as the heir."""
+
+    group: int
+    heir: Heir
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Serve nobody from this replica any more."""
+
+    group: int
+    replica: int
+
+
+@dataclass(frozen=True, slots=True)
 class AskMembership:
     """Ask the leader of the group whether the replica is still a member; `nodes` is where to look for the leader."""
 
@@ -119,7 +159,7 @@ class Complain:
     reason: str
 
 
-Action = Create | AskMembership | Complain
+Action = Create | TakeOver | Retire | AskMembership | Complain
 
 
 def decide(view: MapView, local: LocalState, heirs: Container[int] = ()) -> list[Action]:
@@ -142,12 +182,7 @@ def _for_shard(shard: ShardView, local: LocalState) -> list[Action]:
     wanted = _wanted(shard, local.node_id)
     kept = local.replicas.get(shard.group)
     if kept is not None:
-        named = {*shard.members, *shard.targets, *(shard.birth if shard.creating else ())}
-        if kept.replica in named:
-            return []
-        # Whatever else is wanted here has to wait until the old replica is known to be out, and is gone.
-        nodes = {*shard.members.values(), *shard.targets.values()} - {local.node_id}
-        return [AskMembership(shard.group, kept.replica, kept.shard_id, tuple(sorted(nodes)))]
+        return _for_kept(shard, kept, local)
     if not wanted:
         return []
     if len(wanted) > 1:
@@ -160,6 +195,19 @@ def _for_shard(shard: ShardView, local: LocalState) -> list[Action]:
         text = f"replica {replica} of shard {shard.shard_id} is not numbered for node {local.node_num}"
         return [Complain(shard.group, text)]
     return [Create(_new_replica(shard, replica, wanted[replica]))]
+
+
+def _for_kept(shard: ShardView, kept: LocalReplica, local: LocalState) -> list[Action]:
+    heir, given_up = shard.heir, shard.given_up(kept.replica)
+    if heir is not None and heir.node_id == local.node_id and kept.replica in (heir.from_replica, heir.replica):
+        return [TakeOver(shard.group, heir)] if kept.replica == heir.from_replica else []
+    named = {*shard.members, *shard.targets, *(shard.birth if shard.creating else ())}
+    if kept.replica in named and not given_up:
+        return []
+    # Whatever else is wanted here has to wait until the old replica is known to be out, and is gone.
+    nodes = {*shard.members.values(), *shard.targets.values(), *((heir.node_id,) if heir is not None else ())}
+    question = AskMembership(shard.group, kept.replica, kept.shard_id, tuple(sorted(nodes - {local.node_id})))
+    return [Retire(shard.group, kept.replica), question] if given_up else [question]
 
 
 def _wanted(shard: ShardView, node_id: str) -> dict[int, Origin]:
