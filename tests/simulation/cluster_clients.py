@@ -178,7 +178,6 @@ class Client:
         else:
             self._take(operation, response)
         operation.returned_us = cluster.world.scheduler.now_us
-        cluster.told_of(operation)
         cluster.world.transcript.note(
             f"client {self.number}",
             f"{operation.number} {operation.kind} {operation.key.decode()} -> {operation.verdict.value} "

@@ -155,10 +155,6 @@ class Cluster:
             raise RuntimeError("an outsider has a loop")
         outsider.loop.create_task(guarded())
 
-    def told_of(self, operation: Operation) -> None:
-        """A client has its answer."""
-        operation.notes["told"] = True
-
     def gone_numbers(self) -> set[int]:
         """The Raft numbers of machines that never come back."""
         return {node.node_num for node in self.storages if node.gone}
