@@ -122,6 +122,7 @@ class StorageProcess(ClusterNode):
         self.backend = None
         self.handler = None
         self.connections = None
+        self.model = MapModel()
         self.table = ReplicaTable()
 
     def judged(self, error: BaseException) -> BaseException:
