@@ -75,6 +75,7 @@ CLUSTER = Simulator(
         "connections_cut": "connections cut",
         "children_checked": "shards born of others",
         "event_removed": "replicas removed",
+        "scan_pages": "pages of scans",
     },
     (
         *_COMMONLY_TOLD, "views_looked_at", "decisions", "cancel_ordered", "rebalance_ordered", "lead_ordered",

@@ -12,13 +12,17 @@ from flotta_consensus.sim.loop import SimLoop
 from flotta_consensus.sim.node import SimNode
 from flotta_gateway.app import link_options
 from flotta_gateway.core.deadlines import Patience
+from flotta_gateway.core.scans import ScanLimits
 from flotta_gateway.core.shard_map import ShardMap
 from flotta_gateway.core.validation import Limits
 from flotta_gateway.dispatcher import Dispatcher, DispatcherOptions
 from flotta_gateway.link_pool import LinkPool
 from flotta_gateway.map_cache import MapCache, MapOptions
-from flotta_gateway.service import GatewayService
+from flotta_gateway.multi import MultiLimits
+from flotta_gateway.scanner import Scanner
+from flotta_gateway.service import GatewayService, MultiService
 from flotta_gateway.settings import GatewaySettings
+from flotta_proto.flotta.kv_pb2_grpc import add_KvServicer_to_server
 from flotta_proto.kvdb.gateway_pb2_grpc import add_KvGatewayServicer_to_server
 
 if TYPE_CHECKING:
@@ -80,6 +84,9 @@ class GatewayProcess(ClusterNode):
         links.events = dispatcher
         patience = Patience(settings.deadline_default_ms, settings.deadline_max_ms)
         add_KvGatewayServicer_to_server(GatewayService(dispatcher, self.clock, patience), self.server)
+        scanner = Scanner(dispatcher, maps, self.clock, ScanLimits())
+        multi = MultiService(dispatcher, scanner, self.clock, patience, MultiLimits())
+        add_KvServicer_to_server(multi, self.server)
         self.maps = maps
         supervisor.spawn("map watch", maps.watch())
         supervisor.spawn("map refresh", maps.refresh())

@@ -109,7 +109,7 @@ def _views(cluster: Cluster, state: ClusterState) -> str:
 
 
 def _waiting(cluster: Cluster) -> str:
-    if not all(client.idle for client in cluster.clients):
+    if not all(client.idle for client in (*cluster.clients, cluster.scans)):
         return "a client still waits"
     waiting = {node.name: node.backend.host.waiting() for node in cluster.storages if node.alive and node.backend}
     return f"requests without an answer: {waiting}" if any(waiting.values()) else ""

@@ -24,6 +24,7 @@ from cluster_operator import Operator
 from cluster_profile import ClusterProfile
 from cluster_rest import unsettled
 from cluster_rpc import TOKEN
+from cluster_scans import ScanClient
 from cluster_storage import StorageProcess
 from cluster_wires import Wires
 from flotta_consensus.api import Members
@@ -99,6 +100,7 @@ class Cluster:
         self.keys = Keys.draw(profile.shards, 2)
         self.operator = Operator(self, Outsider(self, FIRST_OUTSIDER - 1), spares)
         self.clients = [Client(self, outsider, number, self.keys) for number in range(1, profile.clients + 1)]
+        self.scans = ScanClient(self, outsider, profile.clients + 1, self.keys)
         scheduler.every(100 * US_PER_MS, self.views.look)
 
     # -- what the parts are given ---------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ class Cluster:
             if scheduler.now_us >= until_us:
                 raise LivenessViolation("next to nothing was acknowledged after the faults had stopped")
             self._pass(CHECK_MS)
-        for client in self.clients:
+        for client in (*self.clients, self.scans):
             client.stop()
         self.settle(idle=True)
         self.check()
