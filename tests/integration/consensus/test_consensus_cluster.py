@@ -215,7 +215,7 @@ async def test_closing_answers_everybody_at_once(cluster: Cluster) -> None:
     assert {await task for task in waiting} <= {Unknown("closed"), Rejected(RejectReason.CLOSED)}
     assert await reading == Rejected(RejectReason.CLOSED)
     assert await leader.host.propose(GROUP, b"z", STEP_MS) == Rejected(RejectReason.CLOSED)
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(HostClosed, match="closed"):
         await leader.host.create_group(9, replica(1), [], leader.new_machine(9))
     assert len(processes) == 3
 
