@@ -5,6 +5,7 @@ A block is claimed for the life of this process, by an abstract Unix socket of i
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 
@@ -36,6 +37,12 @@ def _claim(base: int) -> bool:
         return False
     _claims.append(claim)
     return True
+
+
+@atexit.register
+def _let_go() -> None:
+    for claim in _claims:
+        claim.close()
 
 
 def _free(port: int) -> bool:
