@@ -99,9 +99,11 @@ class Splitting:
 
     def _wanted_count(self, replica: Replica) -> int:
         """How many classes the map wants of those that the shard has now together; 0: no more than there are."""
-        state = replica.state()
         children = self._model.children(replica.shard_id)
-        if state is None or not children:
+        if not children:
+            return 0  # nearly always, and asked many times a second: before the record is decoded
+        state = replica.state()
+        if state is None:
             return 0
         return max(
             (one.shard_count for one in children if one.awaited and one.shard_count > state.shard_count), default=0
