@@ -109,6 +109,9 @@ async def test_a_node_that_was_away_gets_its_share(cluster: Cluster, meanwhile: 
     if meanwhile == "much":
         for node in staying:
             await lose_log(cluster, node, "shard-0")
+        # What was already under way to the node, in a connection that comes back, is no longer.
+        await asyncio.gather(*(cluster.stop(node) for node in staying))
+        await asyncio.gather(*(cluster.start(node) for node in staying))
     await cluster.start(away)
     await cluster.split_done(4)
     backend = cluster.nodes[away].backend
