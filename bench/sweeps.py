@@ -21,15 +21,20 @@ TRANSPORTS = ("native", "grpcio")
 
 
 def shards(given: Namespace, folder: Path) -> Result:
-    """1, 8 and 64 shards on three nodes."""
+    """1, 8 and 64 shards on three nodes, beside etcd, which has one group as the first of them has."""
+    counts = (1, 8, 64)
     with contextlib.ExitStack() as stack:
         targets: dict[str, Target] = {
             f"{count} shards": stack.enter_context(
                 flotta(folder / f"shards-{count}", shards=count, transport=given.transport)
             )
-            for count in (1, 8, 64)
+            for count in counts
         }
-        return _result("shards", "Number of shards", _measure(given, folder, targets, FOUR))
+        targets["etcd"] = stack.enter_context(etcd(folder / "shards-etcd"))
+        measures = _measure(given, folder, targets, FOUR)
+    result = _result("shards", "Number of shards", measures)
+    tables = [ratio_table(f"{count} shards ÷ etcd", measures, f"{count} shards", "etcd") for count in counts]
+    return replace(result, tables=[*result.tables, *tables])
 
 
 def nodes(given: Namespace, folder: Path) -> Result:
