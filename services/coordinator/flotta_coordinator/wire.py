@@ -60,6 +60,7 @@ def shard_record(shard: Shard) -> pb.ShardRecord:
             sequence=shard.sequence,
             replica_floor=shard.replica_floor,
             heir=_heir(shard.heir) if shard.heir is not None else None,
+            birth_shard_count=shard.birth_shard_count,
         ),
     )
 

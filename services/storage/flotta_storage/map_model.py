@@ -157,4 +157,5 @@ def shard_view(record: pb.ShardRecord) -> ShardView:
         targets=_replicas(detail.targets),
         replica_floor=detail.replica_floor,
         heir=_heir(detail.heir) if detail.HasField("heir") else None,
+        birth_shard_count=detail.birth_shard_count,
     )

@@ -220,7 +220,7 @@ class ReplicaManager:
             role = self._host.role(record.parent)
             return role is not None and role.is_leader
         shard = self._model.shard(record.shard_id)
-        ours = shard is not None and shard.target_leader == self._records.state.node_id
+        ours = shard is not None and shard.creating and shard.target_leader == self._records.state.node_id
         return record.origin is Origin.BIRTH and ours
 
     def _new_machine(self, record: LocalReplica) -> Machine:

@@ -246,6 +246,7 @@ class Cluster:
                     shard_count=count,
                     phase=pb.ShardDetail.CREATING,
                     birth=birth,
+                    birth_shard_count=count,
                     members=birth,
                 )
                 state.shards[name].CopyFrom(

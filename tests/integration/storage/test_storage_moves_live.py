@@ -153,12 +153,19 @@ async def test_a_lost_delta_is_noticed_and_the_whole_map_fetched(cluster: Cluste
     await cluster.until(lambda: all(cluster.nodes[node].model.num_shards == 77 for node in THREE))
 
 
-async def test_a_birth_voter_that_missed_the_birth_comes_in_empty(cluster: Cluster) -> None:
+async def test_a_birth_voter_that_missed_the_birth_is_born_late_and_votes(cluster: Cluster) -> None:
+    """The other two served meanwhile, and one of them is gone before it has heard anything of that."""
     await cluster.open(3)
     await cluster.stop("node-3")
     await cluster.create_shards(1, THREE)
     await fill(cluster, 20)
+    await cluster.stop("node-1")
+    await cluster.stop("node-2")
     await cluster.start("node-3")
+    await cluster.start("node-2")
+    await cluster.until(lambda: cluster.leader("shard-0") == "node-2")
+    await fill(cluster, 20)
+    await cluster.start("node-1")
     (digest, *_) = await equal_digests(cluster, "shard-0", THREE)
     assert digest.keys == 20
     assert cluster.voters("shard-0") == set(THREE)

@@ -196,6 +196,78 @@ def test_a_move_by_hand_amid_a_change_of_the_factor_does_not_hold_it_up(world: W
     assert len(world.state.shards["shard-0"].members) == 4
 
 
+def alone_on_n1() -> World:
+    world = World()
+    for name in ("n1", "n2", "n3"):
+        world.join(name)
+    world.create(1, 1)
+    assert world.state.shards["shard-0"].member_on("n1")
+    world.tick(60_000)
+    return world
+
+
+def holders(world: World) -> list[str]:
+    return [member.node_id for member in world.state.shards["shard-0"].members]
+
+
+@pytest.mark.parametrize("calls_off", [commands.CancelMove("shard-0"), commands.CancelJob(1)])
+def test_a_move_by_hand_that_is_called_off_half_way_leaves_no_replica_too_many(calls_off: commands.Command) -> None:
+    """Where the only voter moves, the new one is a voter for a moment beside the old one."""
+    world = alone_on_n1()
+    begin(world, commands.MoveReplica("shard-0", "n1", "n2"))
+    world.report("shard-0", ["n1", "n2"], leader="n2")
+    world.do(calls_off)
+    assert holders(world) == ["n1", "n2"]
+    world.tick(world.policy.hold_ms)
+    world.converge(60)
+    assert len(holders(world)) == 1
+
+
+def test_a_move_by_hand_that_was_half_way_when_it_was_called_off_leaves_no_replica_too_many() -> None:
+    """The news of that came a moment later."""
+    world = alone_on_n1()
+    begin(world, commands.MoveReplica("shard-0", "n1", "n2"))
+    shard = world.state.shards["shard-0"]
+    world.do(commands.CancelMove("shard-0"))
+    (old,), (new,) = shard.members, shard.targets
+    voters = (old.replica_id, new.replica_id)
+    late = commands.ShardReport("shard-0", shard.group_id, shard.epoch + 1, 9, new.replica_id, voters, 5, moving=False)
+    world.do(commands.ReportShards("n2", (late,)))
+    assert holders(world) == ["n1", "n2"]
+    world.tick(world.policy.hold_ms)
+    world.converge(60)
+    assert len(holders(world)) == 1
+
+
+def test_a_shard_placed_by_hand_keeps_no_replica_of_a_drain_that_ended_half_way() -> None:
+    world = alone_on_n1()
+    begin(world, commands.SetShardReplicas("shard-0", ("n2",)))
+    world.run(3)
+    assert holders(world) == ["n2"] and world.state.shards["shard-0"].replicas_pinned
+    begin(world, commands.DrainNode("n2", True))
+    world.round()
+    (target,) = world.state.shards["shard-0"].targets
+    world.report("shard-0", ["n2", target.node_id], leader=target.node_id)
+    world.do(commands.DrainNode("n2", False))
+    world.tick(world.policy.hold_ms)
+    world.converge(60)
+    assert len(holders(world)) == 1
+
+
+def test_a_move_of_the_planner_that_is_called_off_leaves_a_placement_by_hand_as_it_was(world: World) -> None:
+    names = holders(world)
+    world.do(commands.SetShardReplicas("shard-0", tuple(names)))
+    begin(world, commands.DrainNode(names[-1], True))
+    for _ in range(100):
+        world.round()
+        if world.state.shards["shard-0"].moving:
+            break
+        world.progress()
+        world.tick()
+    world.do(commands.CancelMove("shard-0"))
+    assert world.state.shards["shard-0"].replicas_pinned
+
+
 def test_a_placement_by_hand_is_followed_and_called_off_and_gives_way_to_another(world: World) -> None:
     shard = world.state.shards["shard-0"]
     names = [member.node_id for member in shard.members]

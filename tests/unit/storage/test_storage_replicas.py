@@ -9,6 +9,7 @@ from flotta_storage.core.replicas import (
     AskMembership,
     Complain,
     Create,
+    Heir,
     LocalReplica,
     LocalState,
     MapView,
@@ -64,13 +65,49 @@ def test_a_birth_voter_is_created_with_all_its_facts_and_only_once() -> None:
     assert decide(view, node(4)) == []
 
 
-def test_an_active_shard_creates_no_voter_but_a_missed_birth_begins_empty() -> None:
-    (action,) = decide(cluster(shard(creating=False, members=BIRTH)), node(1))
+ACTIVE = shard(creating=False, members=BIRTH, shard_count=8, birth_shard_count=8, revision_base=77)
+
+
+def test_a_voter_that_missed_its_birth_is_born_late_with_its_vote() -> None:
+    """Else the shard is without a leader for good once it has lost one node more."""
+    (action,) = decide(cluster(ACTIVE), node(1))
+    assert isinstance(action, Create)
+    assert action.replica == LocalReplica(
+        10, rid(1, 1), "shard-0", Origin.BIRTH, tuple(BIRTH), shard_index=0, shard_count=8, revision_base=77
+    )
+    assert decide(cluster(ACTIVE), node(1, action.replica)) == []
+    leaving = replace(ACTIVE, targets=placed(rid(2, 2), rid(3, 3), rid(4, 9)))
+    assert decide(cluster(leaving), node(1)) == [action], "it counts until the shard does without it"
+
+
+def test_a_late_voter_begins_as_it_would_have_at_the_birth() -> None:
+    """The shard has divided since: its log says so, and is applied to what there was at the birth."""
+    (action,) = decide(cluster(replace(ACTIVE, shard_count=24)), node(1))
+    assert isinstance(action, Create)
+    assert (action.replica.origin, action.replica.shard_count) == (Origin.BIRTH, 8)
+
+
+def test_no_voter_is_born_late_that_was_here_or_that_the_shard_did_without() -> None:
+    (action,) = decide(cluster(ACTIVE), node(1, tombstones=frozenset({rid(1, 1)})))
+    assert isinstance(action, Complain), "it took part"
+    moved_on = replace(ACTIVE, members=placed(rid(2, 2), rid(3, 3), rid(4, 4)))
+    assert decide(cluster(moved_on), node(1)) == []
+    new = replace(ACTIVE, members=placed(rid(1, 9), rid(2, 2), rid(3, 3)))
+    (action,) = decide(cluster(new), node(1))
+    assert isinstance(action, Create) and action.replica.origin is Origin.EMPTY, "another id than at the birth"
+
+
+def test_no_voter_is_born_late_into_a_shard_that_is_taken_over() -> None:
+    heir = Heir("node-2", rid(2, 9), rid(2, 2), 5, 6)
+    (action,) = decide(cluster(replace(ACTIVE, heir=heir, replica_floor=9)), node(1))
+    assert isinstance(action, Create) and action.replica.origin is Origin.EMPTY
+
+
+def test_a_missed_birth_begins_empty_where_nothing_says_with_what() -> None:
+    (action,) = decide(cluster(replace(ACTIVE, birth_shard_count=0)), node(1))
     assert isinstance(action, Create)
     assert action.replica.origin is Origin.EMPTY
     assert action.replica.voters == ()
-    moved_on = cluster(shard(creating=False, members=placed(rid(2, 2), rid(3, 3), rid(4, 4))))
-    assert decide(moved_on, node(1)) == []
 
 
 def test_a_target_begins_empty() -> None:
@@ -149,6 +186,7 @@ def shards_of(group: int) -> st.SearchStrategy[ShardView]:
         birth=some,
         members=some,
         targets=some,
+        birth_shard_count=st.sampled_from([0, 1]),
     )
 
 
@@ -175,13 +213,14 @@ def test_no_sequence_of_maps_makes_two_voters_or_brings_a_replica_back(
                 made = action.replica
                 assert made.replica not in ever
                 assert made.group not in local.replicas
+                shard_now = view.shards[made.group]
                 if made.origin is Origin.BIRTH:
-                    assert view.shards[made.group].creating
+                    assert shard_now.creating or made.replica in shard_now.members
                     assert made.replica in made.voters
                     assert made.replica not in voters_ever
                     voters_ever.add(made.replica)
                 else:
-                    assert not view.shards[made.group].creating
+                    assert not shard_now.creating
                     assert made.voters == ()
                 ever.add(made.replica)
                 local = replace(local, replicas={**local.replicas, made.group: made}, acted_version=version)

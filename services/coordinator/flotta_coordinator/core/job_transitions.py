@@ -9,6 +9,7 @@ from flotta_coordinator.core.commands import CancelJob, CancelMove, DrainNode, E
 from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.jobs import left
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
+from flotta_coordinator.core.shard_transitions import called_off
 from flotta_coordinator.core.state import OUTSIDE, Job, JobKind, JobStatus, Purpose
 
 LEVELLING = (Purpose.ZONES, Purpose.BALANCE)
@@ -63,7 +64,7 @@ def _stop_levelling(draft: Draft) -> None:
     for shard in draft.base.shards.values():
         if shard.purpose in LEVELLING:
             at_ms = max(1, draft.now_ms)
-            draft.put_shard(replace(shard, targets=(), purpose=Purpose.NONE, cancelled_ms=at_ms))
+            draft.put_shard(replace(called_off(shard), cancelled_ms=at_ms))
             draft.decide("shard-move-cancelled", shard.shard_id, f"an operator cancelled the move of {shard.shard_id}")
 
 

@@ -22,9 +22,9 @@ from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.jobs import holdings, running, uneven
 from flotta_coordinator.core.placement import candidates
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
-from flotta_coordinator.core.shard_transitions import check_not_recovered, moved_by_hand, taking
+from flotta_coordinator.core.shard_transitions import called_off, check_not_recovered, moved_by_hand, taking
 from flotta_coordinator.core.split_transitions import check_not_dividing
-from flotta_coordinator.core.state import JobKind, JobStatus, NodeStatus, Phase, Purpose, Shard, Table
+from flotta_coordinator.core.state import JobKind, JobStatus, NodeStatus, Phase, Shard, Table
 from flotta_coordinator.core.wording import count
 
 DRAINS = (JobKind.DRAIN, JobKind.DECOMMISSION)
@@ -174,9 +174,7 @@ def cancel_move(draft: Draft, command: CancelMove) -> Applied:
         raise _unmet("shard_id", f"shard_id: {shard.shard_id} is not moving, there is nothing to cancel")
     targets = ", ".join(target.node_id for target in shard.targets)
     what = f"the move of {shard.shard_id} to {targets}" if targets else f"the hand-over of {shard.shard_id}"
-    draft.put_shard(
-        replace(shard, targets=(), target_leader="", purpose=Purpose.NONE, cancelled_ms=max(1, draft.now_ms))
-    )
+    draft.put_shard(replace(called_off(shard), target_leader="", cancelled_ms=max(1, draft.now_ms)))
     draft.decide("shard-move-cancelled", shard.shard_id, f"an operator cancelled {what}")
     return draft.finish(f"cancelled {what}; what the shard committed before this reached it stays")
 

@@ -15,7 +15,7 @@ from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.placement import may_take_replicas
 from flotta_coordinator.core.quorum import has_quorum
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
-from flotta_coordinator.core.shard_transitions import check_not_recovered
+from flotta_coordinator.core.shard_transitions import called_off, check_not_recovered
 from flotta_coordinator.core.split_transitions import check_not_dividing
 from flotta_coordinator.core.state import Node, NodeStatus, Note, Phase, Purpose, Shard
 
@@ -62,7 +62,7 @@ def give_up(draft: Draft, command: GiveUp) -> Applied:
     shard = draft.shard(command.shard_id)
     targets = tuple(target.replica_id for target in shard.targets)
     if command.targets and command.targets == targets:
-        draft.put_shard(replace(shard, targets=(), purpose=Purpose.NONE))
+        draft.put_shard(called_off(shard))
         draft.decide("shard-move-given-up", shard.shard_id, command.reason)
     elif command.target_leader and command.target_leader == shard.target_leader:
         draft.put_shard(replace(shard, target_leader=""))

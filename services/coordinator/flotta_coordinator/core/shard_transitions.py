@@ -79,6 +79,7 @@ def init_shards(draft: Draft, command: InitShards) -> Applied:
             members=birth,
             target_leader=chosen[0],
             revision_base=command.revision_base,
+            birth_shard_count=command.num_shards,
         )
         draft.put_shard(shard)
         draft.decide(
@@ -192,6 +193,15 @@ def moved_by_hand(shard: Shard, targets: tuple[Replica, ...], leader: str) -> Sh
         leader_pinned=True,
         cancelled_ms=0,
     )
+
+
+def called_off(shard: Shard) -> Shard:
+    """Without its move. Whoever calls a placement by hand off has not chosen these nodes, and so pins nothing. Nor has
+    anybody chosen what a move of all voters may have got to: the new ones are there before the last old one leaves."""
+    members, targets = {*shard.members}, {*shard.targets}
+    half_way = bool(targets) and (members.isdisjoint(targets) or targets < members)
+    pinned = shard.replicas_pinned and shard.purpose is not Purpose.OPERATOR and not half_way
+    return replace(shard, targets=(), purpose=Purpose.NONE, replicas_pinned=pinned)
 
 
 def report_shards(draft: Draft, command: ReportShards) -> Applied:

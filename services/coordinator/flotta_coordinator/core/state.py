@@ -36,7 +36,7 @@ class Phase(enum.IntEnum):
     """Numbers as in kvdb.coordinator.ShardDetail.Phase."""
 
     CREATING = 1  # the nodes of `birth` may create their voter, once
-    ACTIVE = 2  # a leader has reported; nobody creates a voter any more
+    ACTIVE = 2  # a leader has reported; a voter of `birth` that is late may still be created, nobody else
     AWAITED = 3  # its parent is to divide: its voters come of the parent's log, nobody creates one by the map
 
 
@@ -110,6 +110,9 @@ class Shard:
     sequence: int = 0  # of a shard that is born of another: the low half of the ids of its first voters
     heir: Heir | None = None  # while the shard is being recovered; cleared by the heir's own report
     replica_floor: int = 0  # replicas with a smaller sequence were given up by a recovery, for ever
+    birth_shard_count: int = (
+        0  # `shard_count` when it was created: what a late voter of `birth` begins with; 0: unknown
+    )
 
     @property
     def moving(self) -> bool:

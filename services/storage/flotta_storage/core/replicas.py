@@ -1,8 +1,11 @@
 """Which replicas this node should create, and which it should ask about.
 
 `decide` is a pure function of the newest shard map and of what this node has durably recorded. Invariants:
-- A voter is created only from the birth list of a shard that the map shows as CREATING, or from the rows of a shard
-  that divided here (`inheritance.py`), once ever per replica id; every other replica starts empty and non-voting.
+- A voter is created only from the birth list of its shard, for as long as the map names it among the members, or from
+  the rows of a shard that divided here (`inheritance.py`), once ever per replica id; every other replica starts empty
+  and non-voting. However late a birth voter is made: it has never voted, so it begins as it would have at the birth,
+  and is to its group a voter that was away. That it never was here is known for certain: records are durable before
+  replicas, tombstones stay, and a directory that lost them is refused or somebody else (`identity.py`).
 - One group has at most one replica here, and a replica id that was ever removed here is never created again.
 - Nothing is deleted because of a map: a replica that the map does not name is a reason to ask the group's leader, and
   only its committed answer removes anything.
@@ -55,6 +58,7 @@ class ShardView:
     targets: Mapping[int, str] = field(default_factory=dict)
     replica_floor: int = 0
     heir: Heir | None = None
+    birth_shard_count: int = 0  # `shard_count` at its birth; 0: not on record
 
     def given_up(self, replica: int) -> bool:
         """Is it a replica of before the shard was taken over?"""
@@ -214,10 +218,14 @@ def _wanted(shard: ShardView, node_id: str) -> dict[int, Origin]:
     """The replicas the map wants here, and how each must begin."""
     if shard.creating:
         return {replica: Origin.BIRTH for replica, node in shard.birth.items() if node == node_id}
-    # A member that was never here is a birth voter this node missed while the others went ahead. It has cast no vote,
-    # so it may begin empty, like any new replica, and learn everything, its own membership too, from the leader.
-    placed = shard.targets or shard.members
-    return {replica: Origin.EMPTY for replica, node in placed.items() if node == node_id}
+    wanted = {replica: Origin.EMPTY for replica, node in (shard.targets or shard.members).items() if node == node_id}
+    if shard.birth_shard_count and shard.heir is None:
+        # A voter whose birth this node missed while the others went ahead. Without its vote the group is one short
+        # until it has caught up, and may lose its quorum for good with the next node; whether it is to stay does
+        # not matter. A shard that is being taken over leaves all of these behind.
+        late = shard.birth.keys() & shard.members.keys()
+        wanted |= {one: Origin.BIRTH for one in late if shard.birth[one] == node_id and not shard.given_up(one)}
+    return wanted
 
 
 def _new_replica(shard: ShardView, replica: int, origin: Origin) -> LocalReplica:
@@ -229,7 +237,8 @@ def _new_replica(shard: ShardView, replica: int, origin: Origin) -> LocalReplica
         voters=tuple(sorted(shard.birth)) if origin is Origin.BIRTH else (),
         table=shard.table,
         shard_index=shard.shard_index,
-        shard_count=shard.shard_count,
+        # A late voter takes part in the shard's divisions by its log.
+        shard_count=shard.birth_shard_count or shard.shard_count if origin is Origin.BIRTH else shard.shard_count,
         revision_base=shard.revision_base,
     )
 
