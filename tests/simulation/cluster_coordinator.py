@@ -16,13 +16,13 @@ from flotta_consensus.sim.loop import SimLoop
 from flotta_consensus.sim.node import SimNode
 from flotta_consensus.sim.observed import ObservedMachine
 from flotta_coordinator import cluster_service, operator_service, rows, service, wire
-from flotta_coordinator.app import SPACE
 from flotta_coordinator.caretaker import Caretaker
 from flotta_coordinator.core.state import ClusterState
 from flotta_coordinator.forward import Forwarder
 from flotta_coordinator.group import GROUP, Coordinators, HostGroup, Role
 from flotta_coordinator.leadership import Leadership
 from flotta_coordinator.member import Member, Patience
+from flotta_coordinator.opening import SPACE
 from flotta_coordinator.pipeline import Pipeline
 from flotta_coordinator.settings import CoordinatorSettings
 from flotta_coordinator.store import MetadataStore

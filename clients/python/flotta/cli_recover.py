@@ -1,4 +1,7 @@
-"""`flotta recover --unsafe`: shards that lost their quorum for good go on from what is left of them."""
+"""`flotta recover --unsafe`: shards that lost their quorum for good go on from what is left of them.
+
+Of the coordinators themselves: `cli_succession.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import typer
 
 from flotta.cli_keys import Json, Timeout
 from flotta.cli_orders import Admin, KeyFile, Service, Wait, of_map, waited
+from flotta.cli_succession import recover_coordinators
 from flotta.cli_support import Exit, fail
 from flotta.cli_tables import console, table
 from flotta.errors import PreconditionFailedError
@@ -30,6 +34,14 @@ def recover(
             help="A node that is lost for good: every shard that lost its quorum with it. May be repeated.",
         ),
     ] = None,
+    coordinators: Annotated[
+        bool,
+        typer.Option("--coordinators", help="The coordinators themselves. Without --unsafe it only looks."),
+    ] = False,
+    gone: Annotated[
+        list[str] | None,
+        typer.Option("--gone", metavar="COORDINATOR", help="A coordinator that is lost for good. May be repeated."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Wait = False,
@@ -39,7 +51,15 @@ def recover(
     json_: Json = False,
 ) -> None:
     """Let shards that lost their quorum for good go on from one surviving replica each, without what only the lost
-    ones had. Refused while a quorum could still come back."""
+    ones had. Refused while a quorum could still come back. With --coordinators the same for the coordinators."""
+    if coordinators:
+        if shards or node:
+            fail("--coordinators stands alone: neither shards nor --node belong to it", Exit.USAGE)
+        meant = unsafe and not dry_run
+        recover_coordinators(Service(admin, key_file, timeout), gone or [], meant=meant, yes=yes, json_=json_)
+        return
+    if gone:
+        fail("--gone names coordinators, and needs --coordinators", Exit.USAGE)
     if not unsafe:
         fail(f"this needs --unsafe: {WHY}", Exit.USAGE, "bring the nodes back if you can; --dry-run says what is lost")
     if not shards and not node:

@@ -22,6 +22,7 @@ from flotta_admin.guard import Guard
 from flotta_admin.probe import NodeOrders, NodeProbe
 from flotta_admin.routes import Context
 from flotta_admin.settings import AdminSettings
+from flotta_admin.succession import Successions
 
 PROBE_EVERY_S = 1.0
 
@@ -51,6 +52,7 @@ class AdminService:
             self._orders,
             self._copier,
             self._compactions,
+            Successions(settings.coordinators, dial, self._orders),
             self.metrics,
             SYSTEM_CLOCK,
             lambda: self._readiness,

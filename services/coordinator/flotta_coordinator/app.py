@@ -10,22 +10,20 @@ import asyncio
 import uuid
 from collections.abc import Coroutine
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flotta_native
-from flotta_consensus.aio import GroupHost, HostOptions, MissingMachine
-from flotta_consensus.api import Failpoints, Members, ReadReady
+from flotta_consensus.aio import GroupHost, MissingMachine
+from flotta_consensus.api import Failpoints, ReadReady, replica_id
 from flotta_consensus.core.effects import HostEvent
 from flotta_consensus.failpoints import from_environment
 from flotta_consensus.grpc_transport import GrpcTransport
 from flotta_consensus.identity import DataDirectory, IdentityError
 from flotta_consensus.native_transport import LINK_KEEPALIVE_MS, make_transport
 from flotta_embedded.failpoints import FAILPOINTS as EMBEDDED_FAILPOINTS
-from flotta_embedded.generations import current
 from flotta_embedded.machine import Machine
 from flotta_embedded.rocks import RocksEngine
-from flotta_proto.flotta import cluster_pb2_grpc, operator_pb2_grpc
+from flotta_proto.flotta import cluster_pb2_grpc, operator_pb2_grpc, roster_pb2_grpc
 from flotta_proto.kvdb import coordinator_pb2_grpc, raft_pb2_grpc
 from flotta_runtime.clock import SYSTEM_CLOCK, Clock
 from flotta_runtime.errors import StartupError
@@ -43,19 +41,29 @@ from flotta_runtime.tls import open_channel
 from flotta_runtime.tls_watch import follow_files
 from flotta_runtime.turns import Turns
 
-from flotta_coordinator import cluster_service, formation, operator_service, raft_service, service, wire
+from flotta_coordinator import (
+    cluster_service,
+    formation,
+    operator_service,
+    raft_service,
+    roster_service,
+    service,
+    wire,
+)
 from flotta_coordinator.caretaker import Caretaker
+from flotta_coordinator.core.roster_transitions import is_founder
 from flotta_coordinator.forward import Forwarder
 from flotta_coordinator.group import GROUP, HostGroup, Role
 from flotta_coordinator.leadership import Leadership
 from flotta_coordinator.member import Member, Patience
+from flotta_coordinator.opening import open_host, open_machine
 from flotta_coordinator.pipeline import Pipeline
+from flotta_coordinator.roster import RosterKeeper
+from flotta_coordinator.roster_duties import RosterDuties
 from flotta_coordinator.settings import CoordinatorSettings
 from flotta_coordinator.store import MetadataStore
 from flotta_coordinator.watch import Watchers
 
-SPACE = "coordinator"
-TICK_MS = 50
 PROBE_MS = 1_000
 STALE_MS = 5_000
 HAND_OVER_MS = 1_000
@@ -140,6 +148,7 @@ class CoordinatorApp:
             clock,
             patience or Patience(),
         )
+        self._roster = RosterKeeper(self.member, self._dial, lambda: self._directory.identity)
         self._directory: DataDirectory
         self._failpoints: Failpoints
         self._transport: GrpcTransport
@@ -222,6 +231,7 @@ class CoordinatorApp:
         if self._native is not None:
             self._native.shut_down()
         await self._forwarder.close()
+        await self._roster.close()
         if self._engine is not None:
             await asyncio.to_thread(self._close_engine, self._engine)
         if hasattr(self, "_directory"):
@@ -308,6 +318,11 @@ class CoordinatorApp:
                     raft_service.RaftService(self.member),
                     raft_service.SERVICE,
                 ),
+                (
+                    roster_pb2_grpc.add_RosterServicer_to_server,
+                    roster_service.RosterService(self.member, self._roster),
+                    roster_service.SERVICE,
+                ),
                 (lambda _, server: self._transport.add_to(server), self._transport, TRANSPORT),
             ],
             listen=self.settings.listen,
@@ -325,8 +340,12 @@ class CoordinatorApp:
             await formation.join(
                 self._directory, self._coordinators, self._dial, new_cluster_id=lambda: uuid.uuid4().hex
             )
-            machine = self._open_machine(self._directory.path)
-            host = self._open_host(machine)
+            engine = self._engine = RocksEngine(self._directory.path / "state", failpoints=self._failpoints)
+            machine = open_machine(engine, self._directory, self._coordinators, self.store.registry, self._failpoints)
+            self.store.attach(machine.view)
+            if self._directory.formed:
+                await self._roster.check_objections()
+            host = open_host(self._directory, machine, self._transport, self.settings, self._failpoints, self._turns)
         except (StartupError, IdentityError, MissingMachine, flotta_native.LogCorruption, OSError) as error:
             self._refusal = StartupError(str(error))
             self._refused.set()
@@ -338,12 +357,14 @@ class CoordinatorApp:
         self._host = host
         LogTimes(self.metrics, host.sync_times)
         self._group.attach(host)
-        self.store.attach(machine.view)
+        self._roster.attach(host)
         host.on_role(self._leadership.on_role)
         host.on_event(self._on_event)
         self._tasks.spawn("raft", host.run())
         if GROUP in host.orphans:
-            await host.create_group(GROUP, self._coordinators.replica, self._coordinators.replicas, machine)
+            number = self._directory.identity.node_num
+            voters = self._coordinators.replicas if is_founder(number) else ()
+            await host.create_group(GROUP, replica_id(number, 1), voters, machine)
         self._directory.mark_formed()
         if len(self._coordinators.members) == 1:
             host.campaign(GROUP)  # nobody else could stand: no need to wait for a timeout
@@ -351,38 +372,18 @@ class CoordinatorApp:
         self._tasks.spawn("leadership", self._leadership.run())
         self._tasks.spawn("planner", self._caretaker.run())
         self._tasks.spawn("probe", self._probe())
+        self._tasks.spawn("roster", RosterDuties(self.member, host).run())
+        self._tasks.spawn("objections", self._watch_objections())
         self._formed.set()
-        self._log.info("formed", cluster_id=self._directory.identity.cluster_id, replica=self._coordinators.replica)
+        identity = self._directory.identity
+        self._log.info("formed", cluster_id=identity.cluster_id, number=identity.node_num)
 
-    def _open_machine(self, path: Path) -> Machine:
-        engine = self._engine = RocksEngine(path / "state", failpoints=self._failpoints)
-        if current(engine, SPACE) is not None:
-            return Machine.open(engine, SPACE, self.store.registry, failpoints=self._failpoints)
-        if self._directory.formed:
-            raise IdentityError(
-                f"data directory {path} took part in cluster {self._directory.identity.cluster_id} "
-                "but its state is gone"
-            )
-        members = Members(voters=tuple(sorted(self._coordinators.replicas)))
-        return Machine.create(engine, SPACE, self.store.registry, members=members, failpoints=self._failpoints)
-
-    def _open_host(self, machine: Machine) -> GroupHost:
-        options = HostOptions(
-            tick_ms=TICK_MS,
-            election_ticks=max(2, self.settings.election_timeout_ms // TICK_MS),
-            heartbeat_ticks=max(1, self.settings.raft_heartbeat_ms // TICK_MS),
-        )
-        host = GroupHost.open(
-            self._directory.path,
-            self._coordinators.node_num,
-            {GROUP: machine},
-            self._transport,
-            options=options,
-            failpoints=self._failpoints,
-            turns=self._turns,
-        )
-        self._directory.require_log(len(host.groups()))
-        return host
+    async def _watch_objections(self) -> None:
+        try:
+            await self._roster.watch_objections()
+        except StartupError as error:
+            self._refusal = error
+            self._refused.set()
 
     async def _probe(self) -> None:
         """Ask for a read barrier now and then: readiness is a fact about the group, not about this process."""

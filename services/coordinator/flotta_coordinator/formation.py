@@ -6,6 +6,9 @@ it takes part: one that has met this name with another store refuses it. When al
 names the cluster; the others take the name over. Who is who is put on record before that, so every member of a
 formed cluster can tell an impostor. Later starts need nobody's answer; they only stop when those who do answer say
 that this is not the directory they know.
+
+Where the coordinators have been recovered, because most of them were lost for good, an empty directory need not ask
+them all: the leader gives it a number that nobody has had, in the place that its name has.
 """
 
 from __future__ import annotations
@@ -20,17 +23,20 @@ import grpc.aio
 from flotta_consensus.durable import replace_file
 from flotta_consensus.identity import DataDirectory, Identity
 from flotta_consensus.peer_identity import Answer, to_message
-from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
-from flotta_runtime.errors import StartupError
+from flotta_proto.flotta import raft_pb2, raft_pb2_grpc, roster_pb2, roster_pb2_grpc
+from flotta_runtime.errors import PreconditionFailed, StartupError
 from flotta_runtime.logging import get_logger
 from flotta_runtime.server import Channel, Dial
+from flotta_runtime.status import from_rpc_error
 
 from flotta_coordinator.group import Coordinators
+from flotta_coordinator.roster import ask
 
 MEMBERS_FILE = "coordinators.json"
 _FORMAT = 1
 _ASK_TIMEOUT_MS = 2_000
 _RECALL_TIMEOUT_MS = 1_000  # a later start is held up by this much at most
+_ADMIT_TIMEOUT_MS = 5_000
 _ASK_AGAIN_MS = 200
 _SAY_EVERY = 25  # rounds without all answers
 
@@ -58,18 +64,22 @@ async def join(
         await _recall(directory.identity, coordinators, dial)
     else:
         await _join_first(directory, coordinators, dial, new_cluster_id)
-    return directory.adopt(directory.identity.cluster_id, coordinators.node_num)
+    known = directory.identity
+    return directory.adopt(known.cluster_id, known.node_num or coordinators.node_num)
 
 
 async def _join_first(
     directory: DataDirectory, coordinators: Coordinators, dial: Dial, new_cluster_id: Callable[[], str]
 ) -> None:
-    answers = await _ask_all(directory.identity, coordinators, dial)
-    cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
-    while cluster_id is None:
-        await asyncio.sleep(_ASK_AGAIN_MS / 1000)
+    while True:
         answers = await _ask_all(directory.identity, coordinators, dial)
+        if isinstance(answers, roster_pb2.AdmitCoordinatorResponse):
+            directory.adopt(answers.cluster_id, answers.node_num)
+            return
         cluster_id = agree(directory.identity, coordinators, answers, new_cluster_id)
+        if cluster_id is not None:
+            break
+        await asyncio.sleep(_ASK_AGAIN_MS / 1000)
     for number, answer in answers.items():
         directory.peers.record(number, answer.identity.node_id, answer.identity.store_id)
     directory.adopt(cluster_id, coordinators.node_num)
@@ -135,8 +145,10 @@ def agree(
     return new_cluster_id() if coordinators.node_num == 1 else None
 
 
-async def _ask_all(mine: Identity, coordinators: Coordinators, dial: Dial) -> dict[int, Answer]:
-    """The answers of every other member; asks until it has them all."""
+async def _ask_all(
+    mine: Identity, coordinators: Coordinators, dial: Dial
+) -> dict[int, Answer] | roster_pb2.AdmitCoordinatorResponse:
+    """The answers of every other member; asks until it has them all, or has been admitted."""
     channels = {number: dial(address) for number, address in _others(coordinators).items()}
     log = get_logger("formation")
     rounds = 0
@@ -145,6 +157,10 @@ async def _ask_all(mine: Identity, coordinators: Coordinators, dial: Dial) -> di
             numbers = list(channels)
             asked = await asyncio.gather(*(_ask(channels[number], mine, _ASK_TIMEOUT_MS) for number in numbers))
             answers = {number: answer for number, answer in zip(numbers, asked, strict=True) if answer is not None}
+            for number, answer in answers.items():
+                admitted = await _admission(channels[number], mine) if answer.identity.cluster_id else None
+                if admitted is not None:
+                    return admitted
             if len(answers) == len(channels):
                 return answers
             if rounds % _SAY_EVERY == 0:
@@ -182,6 +198,26 @@ async def _ask(target: Channel, mine: Identity, timeout_ms: int) -> Answer | Non
             ) from error
         return None
     return Answer.of(reply)
+
+
+async def _admission(target: Channel, mine: Identity) -> roster_pb2.AdmitCoordinatorResponse | None:
+    """The number that recovered coordinators give this directory; None where they were never recovered, or cannot tell
+    for the moment. StartupError if they refuse it."""
+    said = await ask(target, roster_pb2.CoordinatorIdentity(node_id=mine.node_id, store_id=mine.store_id))
+    if not isinstance(said, roster_pb2.RosterSurvey) or not said.identity.generation:
+        return None
+    request = roster_pb2.AdmitCoordinatorRequest(node_id=mine.node_id, store_id=mine.store_id)
+    stub = roster_pb2_grpc.RosterStub(target.grpc)
+    try:
+        admitted: roster_pb2.AdmitCoordinatorResponse = await stub.Admit(
+            request, timeout=_ADMIT_TIMEOUT_MS / 1000, metadata=target.metadata
+        )
+    except grpc.aio.AioRpcError as error:
+        meant = from_rpc_error(error)
+        if isinstance(meant, PreconditionFailed):
+            raise StartupError(f"the coordinators do not take {mine.node_id} in: {meant.message}") from error
+        return None
+    return admitted
 
 
 def _read(path: Path) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Protocol
 from flotta_consensus.api import Outcome, ReadOutcome, Rejected, RejectReason, RoleChange, node_of, replica_id
 from flotta_consensus.groups import Groups
 
+from flotta_coordinator.core.roster_transitions import place_of
+
 GROUP = 1
 MEMBER_COUNTS = (1, 3, 5)
 
@@ -48,7 +50,8 @@ class HostGroup:
 
 @dataclass(frozen=True, slots=True)
 class Coordinators:
-    """The configured members, in an order that never changes: the first has number 1."""
+    """The configured members, in an order that never changes: the first has number 1. One that was admitted in the
+    place of another has a later number of the same place."""
 
     members: tuple[tuple[str, str], ...]  # (node id, host:port)
     node_id: str
@@ -66,10 +69,14 @@ class Coordinators:
         return tuple(replica_id(number, 1) for number in range(1, len(self.members) + 1))
 
     def address(self, node_num: int) -> str | None:
-        return self.members[node_num - 1][1] if 1 <= node_num <= len(self.members) else None
+        return self._member(node_num)[1] or None
 
     def name(self, node_num: int) -> str:
-        return self.members[node_num - 1][0] if 1 <= node_num <= len(self.members) else ""
+        return self._member(node_num)[0]
+
+    def _member(self, node_num: int) -> tuple[str, str]:
+        place = place_of(node_num)
+        return self.members[place - 1] if node_num and place <= len(self.members) else ("", "")
 
 
 class Role:

@@ -1,5 +1,5 @@
 """The cluster's state as rows of the replica's space: one row per node, shard, table, decision, note, job
-and removed node, one for the rest.
+and removed node, one for the roster once there is one, one for the rest.
 
 Invariant: the rows written for a batch are exactly the records it changed, so rows and the state in memory are the
 same value in two shapes; `sequence` in the head row says which state the rows are.
@@ -15,9 +15,21 @@ from flotta_embedded.api import Overlay, View
 
 from flotta_coordinator.core.codec import decode, encode
 from flotta_coordinator.core.results import Applied
-from flotta_coordinator.core.state import DECISIONS_MAX, ClusterState, Counters, Decision, Job, Node, Note, Shard, Table
+from flotta_coordinator.core.state import (
+    DECISIONS_MAX,
+    ClusterState,
+    Counters,
+    Decision,
+    Job,
+    Node,
+    Note,
+    Roster,
+    Shard,
+    Table,
+)
 
 HEAD = keys.DATA + b"head"
+_ROSTER = keys.DATA + b"roster"
 _NODE = keys.DATA + b"node/"
 _SHARD = keys.DATA + b"shard/"
 _TABLE = keys.DATA + b"table/"
@@ -43,7 +55,7 @@ def read_head(view: View) -> Head:
 
 def load(view: View) -> ClusterState:
     """The whole state from its rows."""
-    head = read_head(view)
+    head, roster = read_head(view), view.get(_ROSTER)
     nodes = [decode(Node, row) for row in _under(view, _NODE)]
     shards = [decode(Shard, row) for row in _under(view, _SHARD)]
     tables = [decode(Table, row) for row in _under(view, _TABLE)]
@@ -62,6 +74,7 @@ def load(view: View) -> ClusterState:
         notes={note.key: note for note in notes},
         jobs={job.number: job for job in jobs},
         gone={node.node_id: node for node in gone},
+        roster=decode(Roster, roster) if roster is not None else Roster(),
     )
 
 
@@ -74,6 +87,8 @@ def write(overlay: Overlay, applied: Applied) -> None:
     _put(overlay, _SHARD, applied.shards, state.shards)
     _put(overlay, _TABLE, applied.tables, state.tables)
     _put(overlay, _NOTE, applied.notes, state.notes)
+    if applied.roster:
+        overlay.put(_ROSTER, encode(state.roster))
     for number in applied.jobs:
         if number in state.jobs:
             overlay.put(_numbered(_JOB, number), encode(state.jobs[number]))

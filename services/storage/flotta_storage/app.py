@@ -233,6 +233,7 @@ class StorageNode:
         )
         self._shards.host = self._backups.host = backend.host
         self._shards.compactor = backend.compactor
+        self._shards.map_version = lambda: self.model.version
         self._telemetry.watch_host(backend.health, backend.duties, backend.compactor)
         LogTimes(self.metrics, backend.host.sync_times)
         # Not the end of a turn but the next one: between two steps of a scan all else has its turn.

@@ -79,6 +79,7 @@ class ShardsService(ShardsServicer):
         self._connections = connections
         self.host: Groups | None = None
         self.compactor: Compactor | None = None
+        self.map_version: Callable[[], int] = lambda: 0
 
     async def Execute(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes
         self, requests: object, context: grpc.aio.ServicerContext[Any, Any]
@@ -140,7 +141,7 @@ class ShardsService(ShardsServicer):
             raise Unavailable(NOT_SERVING)
         status = await host.status(replica.group) if replica is not None else None
         if replica is None or status is None:
-            return pb.SurveyResponse()
+            return pb.SurveyResponse(map_version=self.map_version())
         state = replica.state()
         return pb.SurveyResponse(
             replica_id=replica.replica,
@@ -155,6 +156,7 @@ class ShardsService(ShardsServicer):
             outgoing=status.membership.voters_outgoing,
             shard_index=state.shard_index if state is not None else 0,
             shard_count=state.shard_count if state is not None else 0,
+            map_version=self.map_version(),
         )
 
     async def Compact(self, request: pb.CompactRequest, context: object) -> pb.CompactResponse:

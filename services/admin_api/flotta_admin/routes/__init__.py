@@ -15,6 +15,7 @@ from flotta_admin.coordinator import Coordinators
 from flotta_admin.copying.copier import Copier
 from flotta_admin.core.models import ErrorBody, GuardBody
 from flotta_admin.probe import NodeOrders, NodeProbe
+from flotta_admin.succession import Successions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Context:
     orders: NodeOrders
     copier: Copier
     compactions: Compactions
+    successions: Successions
     metrics: Metrics
     clock: Clock
     readiness: Callable[[], tuple[bool, str]]

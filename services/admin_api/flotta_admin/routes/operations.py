@@ -13,6 +13,7 @@ from flotta_runtime.errors import InvalidArgument, NotFound, PreconditionFailed
 
 from flotta_admin import recovering
 from flotta_admin.core import convert, models
+from flotta_admin.core.succession_models import CoordinatorRecovery, RecoverCoordinatorsRequest
 from flotta_admin.http_errors import check_accepted
 from flotta_admin.routes import (
     BAD_REQUEST,
@@ -150,6 +151,12 @@ def router(context: Context) -> APIRouter:
         if not body.dry_run and body.confirm != shard_id:
             raise InvalidArgument("confirm: it must be the shard's id, since writes may be lost", field="confirm")
         return await recovering.recover(context.coordinators, context.orders, shard_id, dry_run=body.dry_run)
+
+    @routes.post("/coordinators/recover", responses={**BAD_REQUEST, 412: CONFLICT[412]})
+    async def recover_coordinators(body: RecoverCoordinatorsRequest) -> CoordinatorRecovery:
+        """The coordinators lost their quorum for good: let the most complete of them go on alone. Refused while a
+        quorum could come back. What only the lost ones had is gone, and the order cannot be called off."""
+        return await context.successions.recover(frozenset(body.gone), body.confirm, dry_run=body.dry_run)
 
     @routes.post("/shards/{shard_id}/cancel", responses=refusals)
     async def cancel_move(shard_id: ShardIdPath) -> models.Order:

@@ -289,6 +289,29 @@ class SetNotes:
     over: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RecoverCoordinators:
+    """The coordinators lost their quorum for good: this one goes on alone from what it has. It is in no batch that a
+    leader made, but the entry by which the heir takes over."""
+
+    node_id: str
+    node_num: int
+    store_id: str
+    last_index: int  # of its log, before
+    gone: tuple[str, ...]
+    given_up: tuple[str, ...]  # that answered, and hold no more
+    seen_map_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitCoordinator:
+    """An empty data directory takes the place of a coordinator that was given up."""
+
+    node_id: str
+    place: int  # among the configured ones, from 1
+    store_id: str
+
+
 Command = (
     FoundCluster
     | RegisterNode
@@ -319,6 +342,8 @@ Command = (
     | HandOver
     | GiveUp
     | SetNotes
+    | RecoverCoordinators
+    | AdmitCoordinator
 )
 
 NAMES: dict[str, type[Command]] = {
@@ -351,6 +376,8 @@ NAMES: dict[str, type[Command]] = {
     "hand_over.1": HandOver,
     "give_up.1": GiveUp,
     "set_notes.1": SetNotes,
+    "recover_coordinators.1": RecoverCoordinators,
+    "admit_coordinator.1": AdmitCoordinator,
 }
 _NAME_OF = {kind: name for name, kind in NAMES.items()}
 

@@ -42,6 +42,8 @@ class Draft:
         self._jobs: dict[int, Job | None] = {}  # None: dropped
         self._notes: dict[str, Note | None] = {}  # None: it stands no more
         self._decisions: list[tuple[str, str, str]] = []
+        self.roster = base.roster
+        self.leap_to = 0  # the version of the map that this makes, if not the next one
 
     def node(self, node_id: str, field: str = "node_id") -> Node:
         """The node as it now is; Refused when there is none."""
@@ -158,9 +160,9 @@ class Draft:
 
     def finish(self, message: str, *, node_num: int = 0, new_epoch: int = 0, taken: int = 0, job: int = 0) -> Applied:
         base = self.base
-        visible = bool(self.nodes or self.shards or self.tables or self._gone)
+        visible = bool(self.nodes or self.shards or self.tables or self._gone or self.leap_to)
         changed = visible or bool(self._decisions or self._notes or self._jobs) or self.cluster_id != base.cluster_id
-        version = base.map_version + (1 if visible else 0)
+        version = self.leap_to or base.map_version + (1 if visible else 0)
         reply = Reply(message, version, node_num=node_num, new_epoch=new_epoch, taken=taken, job=job)
         if not changed:
             return Applied(base, reply)
@@ -184,6 +186,7 @@ class Draft:
             notes=self._noted(),
             jobs=self._jobs_now(),
             gone=self._removed(),
+            roster=self.roster,
         )
         return Applied(
             state,
@@ -195,6 +198,8 @@ class Draft:
             notes=tuple(sorted(self._notes)),
             jobs=tuple(sorted(self._jobs)),
             decisions=len(made),
+            roster=self.roster != base.roster,
+            leap=bool(self.leap_to),
         )
 
     def _removed(self) -> Mapping[str, Node]:

@@ -60,11 +60,13 @@ class Applied:
     notes: tuple[str, ...] = ()  # keys of what stands now, or stands no more; not part of the map
     jobs: tuple[int, ...] = ()  # numbers of those that began, ended or were dropped
     decisions: int = 0  # how many were added
+    roster: bool = False  # it changed, which is no part of the map
+    leap: bool = False  # the map's version leapt: whoever has an earlier one needs all of it
 
     @property
     def visible(self) -> bool:
         """Did the map change?"""
-        return bool(self.nodes or self.shards or self.tables)
+        return bool(self.nodes or self.shards or self.tables or self.leap)
 
 
 Result = Applied | Rejection

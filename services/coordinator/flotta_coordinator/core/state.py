@@ -200,6 +200,25 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """A coordinator that takes part since the last recovery."""
+
+    node_id: str
+    node_num: int
+    store_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Who the coordinators are since they last lost their quorum for good; before, the configured ones are."""
+
+    generation: int = 0  # how often they were recovered
+    recovered_ms: int = 0  # group time of the last recovery
+    admitted: int = 0  # data directories that were given a number since the first one
+    seats: tuple[Seat, ...] = ()  # the heir's first
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """The next value of everything that is handed out once."""
 
@@ -223,6 +242,7 @@ class ClusterState:
     notes: Mapping[str, Note] = field(default_factory=dict)  # by `Note.key`
     jobs: Mapping[int, Job] = field(default_factory=dict)  # the newest JOBS_MAX, by number
     gone: Mapping[str, Node] = field(default_factory=dict)  # nodes that were removed; their ids are not used again
+    roster: Roster = Roster()
 
     @property
     def partitioning(self) -> Table | None:

@@ -18,10 +18,12 @@ from flotta_coordinator.core import (
     operator_transitions,
     planner_transitions,
     recovery_transitions,
+    roster_transitions,
     shard_transitions,
     split_transitions,
 )
 from flotta_coordinator.core.commands import (
+    AdmitCoordinator,
     BeginCompaction,
     BeginCopy,
     CancelJob,
@@ -40,6 +42,7 @@ from flotta_coordinator.core.commands import (
     MoveShard,
     ObserveNodes,
     Rebalance,
+    RecoverCoordinators,
     RecoverShard,
     RegisterNode,
     RemoveNode,
@@ -108,4 +111,6 @@ _TRANSITIONS: dict[type[Command], Callable[[Draft, Any], Applied]] = {
     HandOver: planner_transitions.hand_over,
     GiveUp: planner_transitions.give_up,
     SetNotes: planner_transitions.set_notes,
+    RecoverCoordinators: roster_transitions.recover_coordinators,
+    AdmitCoordinator: roster_transitions.admit_coordinator,
 }

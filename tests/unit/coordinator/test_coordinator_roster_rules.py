@@ -1,0 +1,139 @@
+"""When a coordinator may go on alone, who was given up by that, and what is given out afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from flotta_consensus.api import Members, replica_id
+from flotta_coordinator.core.commands import (
+    AdmitCoordinator,
+    FoundCluster,
+    HelloNode,
+    InitShards,
+    NodeObservation,
+    ObserveNodes,
+    RecoverCoordinators,
+    decode_batch,
+    encode_batch,
+)
+from flotta_coordinator.core.deltas import Change, History
+from flotta_coordinator.core.results import Applied, Rejection
+from flotta_coordinator.core.roster_rules import SILENT, UNREADABLE, Asker, Heard, Holding, is_given_up, why_not_alone
+from flotta_coordinator.core.roster_transitions import PLACES, VERSION_LEAP, is_founder, place_of
+from flotta_coordinator.core.state import ClusterState, Roster, Seat
+from flotta_coordinator.core.transitions import apply
+from flotta_coordinator.group import Coordinators
+from flotta_coordinator.roster_duties import missing, next_change
+
+MINE = Holding(0, 0, 3, 100, "", ("c1", "c2", "c3"))
+RECOVER = RecoverCoordinators("c1", 1, "s1", 100, ("c2", "c3"), (), 0)
+
+
+@pytest.mark.parametrize(
+    ("heard", "gone", "given_up", "words"),
+    [
+        ({"c2": SILENT, "c3": SILENT}, ("c2", "c3"), (), ""),
+        ({"c2": SILENT, "c3": SILENT}, ("c2",), (), "c3 does not answer c1"),
+        ({"c2": MINE, "c3": SILENT}, ("c2", "c3"), (), "c2 is not lost"),
+        ({"c2": UNREADABLE, "c3": SILENT}, ("c2", "c3"), (), "c2 is not lost"),
+        ({"c2": UNREADABLE, "c3": SILENT}, ("c3",), ("c2",), "but not what it holds"),
+        ({"c2": MINE, "c3": SILENT}, ("c3",), (), "but not what it holds"),
+        ({"c2": MINE, "c3": SILENT}, ("c3",), ("c2",), "are a quorum"),
+        ({"c2": replace(MINE, last_index=101), "c3": SILENT}, ("c3",), ("c2",), "c2 has more of the log"),
+        ({"c2": replace(MINE, leader_id="c3"), "c3": SILENT}, ("c3",), ("c2",), "in touch with c3"),
+    ],
+)
+def test_alone_only_when_no_quorum_can_come_back(
+    heard: dict[str, Heard], gone: tuple[str, ...], given_up: tuple[str, ...], words: str
+) -> None:
+    found = why_not_alone("c1", MINE, heard, gone, given_up)
+    assert (words in found) if words else not found
+
+
+def test_two_of_five_are_no_quorum_and_whoever_is_led_does_not_go_alone() -> None:
+    mine = replace(MINE, voters=("c1", "c2", "c3", "c4", "c5"))
+    heard: dict[str, Heard] = {"c2": replace(mine, last_index=90), "c3": SILENT, "c4": SILENT, "c5": SILENT}
+    assert not why_not_alone("c1", mine, heard, ("c3", "c4", "c5"), ("c2",))
+    assert "has more" in why_not_alone(
+        "c1", mine, heard | {"c2": replace(mine, generation=1)}, ["c3", "c4", "c5"], ["c2"]
+    )
+    assert "c4, which leads" in why_not_alone("c1", replace(mine, leader_id="c4"), heard, (), ())
+
+
+def made(*commands: object, state: ClusterState | None = None, now_ms: int = 1_000) -> ClusterState:
+    state = state or ClusterState()
+    for command in decode_batch(encode_batch(commands)):  # type: ignore[arg-type]
+        result = apply(state, command, now_ms)
+        assert isinstance(result, Applied), result
+        state = result.state
+    return state
+
+
+def grown() -> ClusterState:
+    alive = ObserveNodes((NodeObservation("n1", 1, 0, 0),))
+    return made(FoundCluster("x"), HelloNode("n1", "n1:1", "", "store-1", ""), alive, InitShards(2, 1))
+
+
+def test_nothing_is_given_out_that_the_lost_ones_may_have_given() -> None:
+    before = grown()
+    after = made(replace(RECOVER, seen_map_version=before.map_version + 7), state=before)
+    assert after.map_version == before.map_version + 7 + VERSION_LEAP
+    assert after.shards == before.shards and after.nodes == before.nodes
+    for name in ("node_num", "group_id", "replica_sequence", "job"):
+        assert getattr(after.counters, name) > getattr(before.counters, name) + 1_000
+    assert (after.roster.generation, after.roster.seats) == (1, (Seat("c1", 1, "s1"),))
+    (said,) = [one.reason for one in after.decisions if one.kind == "coordinators-recovered"]
+    assert "7 changes of the map" in said and "c2, c3 are lost" in said
+    history = History(before.map_version)
+    history.record(Change(after.map_version, (), (), partitioning=False))
+    assert all(history.since(version) is None for version in (before.map_version, before.map_version + 7))
+
+
+def test_each_directory_gets_a_number_of_its_own_in_its_place() -> None:
+    state = made(RECOVER, AdmitCoordinator("c3", 3, "new"), AdmitCoordinator("c3", 3, "new"), state=grown())
+    number = state.roster.seats[-1].node_num
+    assert place_of(number) == 3 and not is_founder(number) and is_founder(3)
+    assert len(state.roster.seats) == 2
+    refused = apply(state, AdmitCoordinator("c3", 3, "other"), 2_000)
+    assert isinstance(refused, Rejection) and "another data directory" in refused.message
+    again = made(replace(RECOVER, node_id="c3", node_num=number, store_id="new"), state=state, now_ms=5_000)
+    assert again.roster.generation == 2
+    later = made(AdmitCoordinator("c1", 1, "third"), state=again).roster.seats[-1].node_num
+    assert place_of(later) == 1 and later not in (1, number)
+    members = Coordinators((("c1", "h:1"), ("c2", "h:2"), ("c3", "h:3")), "c1")
+    assert (members.name(number), members.address(later), members.address(PLACES)) == ("c3", "h:1", None)
+
+
+def test_nobody_is_admitted_where_nothing_was_lost() -> None:
+    refused = apply(grown(), AdmitCoordinator("c3", 3, "new"), 2_000)
+    assert isinstance(refused, Rejection) and "never lost their quorum" in refused.message
+
+
+def test_whoever_was_given_up_is_told_by_the_later_recovery_only() -> None:
+    roster = Roster(2, 500, 1, (Seat("c1", 1, "s1"), Seat("c2", 18, "s2")))
+    old = Asker("x", 3, "s3", 0, 0)
+    assert is_given_up(roster, "x", old) and is_given_up(roster, "x", replace(old, generation=2, recovered_ms=400))
+    for other in (
+        replace(old, cluster_id="y"),
+        replace(old, node_num=0),
+        replace(old, node_num=18, store_id="s2"),
+        replace(old, generation=2, recovered_ms=500),
+        replace(old, generation=2, recovered_ms=600),
+        replace(old, generation=3),
+    ):
+        assert not is_given_up(roster, "x", other)
+    assert is_given_up(roster, "x", replace(old, node_num=1, store_id="of another directory"))
+    assert not is_given_up(Roster(), "x", old)
+
+
+def test_the_admitted_come_in_one_after_the_other() -> None:
+    roster = Roster(1, 0, 2, (Seat("c1", 1, "s1"), Seat("c2", 18, "s2"), Seat("c3", 35, "s3")))
+    heir, second, third = replica_id(1, 2), replica_id(18, 1), replica_id(35, 1)
+    alone = Members((heir,))
+    assert missing(roster, alone) == [second, third]
+    assert next_change([second, third], alone, []) == ("learner", second)
+    assert next_change([second, third], Members((heir,), (second,)), []) == ("learner", third)
+    assert next_change([second, third], Members((heir,), (second, third)), []) is None
+    assert next_change([second, third], Members((heir,), (second, third)), [third]) == ("voter", third)
+    assert missing(roster, Members((heir, second, third))) == []
