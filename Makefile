@@ -14,7 +14,7 @@ NATIVE_SOURCES := $(shell find native -name '*.rs' -not -path '*/target/*' -not 
 PROTO_SOURCES := $(shell find proto -name '*.proto') hatch_build.py pyproject.toml constraints.txt
 
 .PHONY: help up setup build run-cluster bootstrap-cluster smoke-test stop cluster-status logs wipe-data clean format lint \
-	test test-python test-native sim sim-cluster sim-planted sim-cluster-planted self-care bench bench-full k6-gateway-bench k6-admin-bench ghz-gateway-bench vegeta-admin-bench soak profile overload fuzz compose-test proto sync-client docs wheels
+	test test-python test-native sim sim-cluster sim-planted sim-cluster-planted self-care kvdb-sequences bench bench-full k6-gateway-bench k6-admin-bench ghz-gateway-bench vegeta-admin-bench soak profile overload fuzz compose-test proto sync-client docs wheels
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -108,8 +108,11 @@ sim-planted: build ## plant known bugs, one at a time, and count the seeds until
 sim-cluster-planted: build ## the same for the simulator of whole clusters
 	$(PYTHON) tests/simulation/planted.py --cluster
 
-self-care: build ## real clusters under load lose, gain and empty nodes, and tell what they do and why (two minutes)
-	$(PYTHON) -m pytest -q -s tests/e2e/test_self_care.py
+self-care: build ## real clusters under load lose, gain and empty nodes, and tell why (two minutes); TRANSPORT=grpcio: over that
+	FLOTTA_TEST_TRANSPORT=$(TRANSPORT) $(PYTHON) -m pytest -q -s tests/e2e/test_self_care.py
+
+kvdb-sequences: build ## what KvDB's own scripts and load tools do, request by request; TRANSPORT=grpcio: over that
+	FLOTTA_TEST_TRANSPORT=$(TRANSPORT) $(PYTHON) -m pytest -q -s tests/e2e/test_kvdb_sequences.py
 
 bench: build ## Put/Get beside etcd and Redis in alternating rounds of one run, and an idle cluster, against the bars
 	scripts/setup_bench.sh

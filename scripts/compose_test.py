@@ -4,7 +4,8 @@ Uses the engine that answers; where none does, starts one of its own under `buil
 Where the base image cannot be had from a registry, makes one with debootstrap from the machine's own Debian mirror.
 
 Shown: `up` needs nothing from the environment; everything becomes healthy and bootstraps itself; data and shard map
-survive a restart of every container and a `down` followed by `up`; services run as non-root on a read-only root.
+survive a restart of every container and a `down` followed by `up`, and so does a backup; `flotta check` finds nothing;
+services run as non-root on a read-only root.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ OWN_BASE = "flotta-base:bookworm"
 IMAGE = "flotta:compose-test"
 DOCKER = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
 KEYS = 60
+BACKUP = "first"
 STATEFUL = [f"{kind}-{n}" for kind in ("coordinator", "node") for n in (1, 2, 3)]
 SERVICES = [*STATEFUL, "gateway", "admin"]
 
@@ -148,14 +150,23 @@ class Compose:
                 raise SystemExit(f"error: bootstrap: {state}\n{self('logs', '--tail=40', 'bootstrap')}")
             time.sleep(1)
 
+    def admin_key(self) -> str:
+        return self("exec", "-T", "admin", "cat", "/run/flotta/admin-api-key").strip()
+
     def admin_get(self, path: str) -> Any:
-        key = self("exec", "-T", "admin", "cat", "/run/flotta/admin-api-key").strip()
+        key = self.admin_key()
         request = urllib.request.Request(f"http://127.0.0.1:{self.admin}{path}", headers={"X-Admin-Api-Key": key})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
     def flotta(self, *arguments: str) -> str:
         variables = {**os.environ, "FLOTTA_GATEWAY": f"127.0.0.1:{self.gateway}"}
+        return run(sys.executable, "-m", "flotta", *arguments, seconds=60, env=variables)
+
+    def operator(self, *arguments: str) -> str:
+        """A command that goes to the admin service."""
+        variables = {**os.environ, "FLOTTA_ADMIN": f"http://127.0.0.1:{self.admin}"}
+        variables["FLOTTA_ADMIN_API_KEY"] = self.admin_key()
         return run(sys.executable, "-m", "flotta", *arguments, seconds=60, env=variables)
 
 
@@ -182,6 +193,13 @@ def check_map(compose: Compose, before: dict[str, Any], when: str) -> dict[str, 
     return after
 
 
+def check_backup(compose: Compose) -> None:
+    said = compose.operator("backup", BACKUP, "--wait").strip()
+    found = compose.operator("check")
+    compose("exec", "-T", "admin", "test", "-s", f"/var/lib/flotta/{BACKUP}/manifest.json")
+    print(f"backup: {said.splitlines()[-1]}; check: {found.strip().splitlines()[-1]}")
+
+
 def check_hardening(compose: Compose) -> None:
     for service in SERVICES:
         found = compose.container(service)
@@ -205,6 +223,7 @@ def scenario(compose: Compose) -> None:
     for n in range(KEYS):
         compose.flotta("put", f"key {n}", value_of(n))
     check_data(compose, "after the puts")
+    check_backup(compose)
 
     compose("restart", "-t", "20")
     compose.wait_healthy()
@@ -217,6 +236,7 @@ def scenario(compose: Compose) -> None:
     compose.wait_healthy()
     check_data(compose, "after kill -9, down and up")
     check_map(compose, before, "after kill -9, down and up")
+    compose("exec", "-T", "admin", "test", "-s", f"/var/lib/flotta/{BACKUP}/manifest.json")
 
 
 def main() -> int:

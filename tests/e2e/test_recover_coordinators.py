@@ -83,8 +83,8 @@ async def test_the_last_coordinator_goes_on_alone_and_others_join_it(tmp_path: P
             lacks = seen - found["map_version"]
             assert lacks >= GHOSTS and f"it lacks up to {lacks} changes" in found["message"], found
             assert "do not answer" in (await looked(cluster))["refused"]
-            assert "does not answer" in await operator.run("recover", "--coordinators", *named[:2], code=3)
-            assert "done: " in await operator.run("recover", "--coordinators", *named, "--unsafe", "--yes")
+            assert "does not answer" in await operator.run("recover", "coordinators", *named[:2], code=3)
+            assert "done: " in await operator.run("recover", "coordinators", *named, "--unsafe", "--yes")
             again = {"gone": lost, "confirm": heir}
             status, refused = await cluster.admin("POST", "/admin/coordinators/recover", again)
             assert status == 412 and f"in touch with {heir}" in refused["message"], refused

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import certificates
 import grpc.aio
@@ -25,6 +25,14 @@ from flotta_runtime.tls import Tls, TlsFiles, client_tls, open_channel
 from free_ports import free_base_port
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def transport_of_the_run() -> str:
+    """What FLOTTA_TEST_TRANSPORT says for clusters whose test names no transport; empty: the default one."""
+    named = os.environ.get("FLOTTA_TEST_TRANSPORT", "")
+    if named not in ("", *get_args(Transport)):
+        raise ValueError(f"FLOTTA_TEST_TRANSPORT is {named!r}; it can be one of {', '.join(get_args(Transport))}")
+    return named
 
 
 class ProcessCluster:
@@ -71,8 +79,9 @@ class ProcessCluster:
             "LOG_DIR": str(folder / "logs"),
             **(settings or {}),  # environment variables of every process
         }
-        if transport is not None:
-            self.environment["FLOTTA_TRANSPORT"] = transport
+        chosen = transport or transport_of_the_run()
+        if chosen:
+            self.environment["FLOTTA_TRANSPORT"] = chosen
         if tls is not None:
             named = {name.upper(): str(value) for name, value in certificates.settings(tls).items()}
             self.environment |= {f"FLOTTA_{name}": value for name, value in named.items()}

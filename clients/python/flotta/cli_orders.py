@@ -22,7 +22,7 @@ from flotta.errors import PreconditionFailedError, UnavailableError
 POLL_S = 0.5
 SILENCE_S = 30.0  # how long the admin service may be away while an operation is waited for
 DECISIONS = 10
-FOR_GOOD = ("shard-count",)  # operations that cannot be called off
+FOR_GOOD = ("shard-count", "recover")  # operations that cannot be called off
 
 Admin = Annotated[
     str | None, typer.Option("--admin", "-a", metavar="URL", help="The admin service. Environment: FLOTTA_ADMIN.")
@@ -242,14 +242,18 @@ def waited(service: Service, number: int) -> Any:
     err = Console(stderr=True, highlight=False)
     count = TextColumn("{task.completed:.0f}/{task.total:.0f}")
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeElapsedColumn())
+    seen: dict[str, Any] = {}  # the operation as it last was; empty before the first answer
     try:
         with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
-            return _followed(service, number, progress)
+            return _followed(service, number, progress, seen)
     except KeyboardInterrupt:
-        fail(f"operation {number} goes on", Exit.UNKNOWN, f"end it with `flotta ops {number} --cancel`")
+        end = f", end it with `flotta ops {number} --cancel`"
+        if not seen or seen["operation"] in FOR_GOOD:
+            end = "; it cannot be called off" if seen else ""
+        fail(f"operation {number} goes on", Exit.UNKNOWN, f"follow it with `flotta ops {number} --wait`{end}")
 
 
-def _followed(service: Service, number: int, progress: Progress) -> Any:
+def _followed(service: Service, number: int, progress: Progress, seen: dict[str, Any]) -> Any:
     bar = progress.add_task(f"operation {number}", total=1)
     heard_s = time.monotonic()
     while True:
@@ -261,6 +265,7 @@ def _followed(service: Service, number: int, progress: Progress) -> Any:
         else:
             if found["status"] != "RUNNING":
                 return found
+            seen.update(found)
             heard_s = time.monotonic()
             progress.update(bar, description=found["text"], total=found["steps_total"], completed=found["steps_done"])
         time.sleep(POLL_S)

@@ -17,12 +17,16 @@ from flotta.cli_support import Exit, fail
 from flotta.cli_tables import console, table
 from flotta.errors import PreconditionFailedError
 
+COORDINATORS = "coordinators"  # in the place of a shard's name
 WHY = "writes that only the lost replicas had are gone for ever, acknowledged ones included"
 
 
 def recover(
     shards: Annotated[
-        list[str] | None, typer.Argument(metavar="[SHARD]…", autocompletion=of_map("shards"), help="E.g. shard-7.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[SHARD]…", autocompletion=of_map("shards"), help="E.g. shard-7; or the word coordinators."
+        ),
     ] = None,
     unsafe: Annotated[bool, typer.Option("--unsafe", help=f"Needed: {WHY}.")] = False,
     node: Annotated[
@@ -34,10 +38,6 @@ def recover(
             help="A node that is lost for good: every shard that lost its quorum with it. May be repeated.",
         ),
     ] = None,
-    coordinators: Annotated[
-        bool,
-        typer.Option("--coordinators", help="The coordinators themselves. Without --unsafe it only looks."),
-    ] = False,
     gone: Annotated[
         list[str] | None,
         typer.Option("--gone", metavar="COORDINATOR", help="A coordinator that is lost for good. May be repeated."),
@@ -51,15 +51,16 @@ def recover(
     json_: Json = False,
 ) -> None:
     """Let shards that lost their quorum for good go on from one surviving replica each, without what only the lost
-    ones had. Refused while a quorum could still come back. With --coordinators the same for the coordinators."""
-    if coordinators:
-        if shards or node:
-            fail("--coordinators stands alone: neither shards nor --node belong to it", Exit.USAGE)
+    ones had. Refused while a quorum could still come back. `recover coordinators` is the same for the
+    coordinators themselves, and only looks without --unsafe."""
+    if shards and COORDINATORS in shards:
+        if shards != [COORDINATORS] or node:
+            fail("the coordinators are recovered by themselves", Exit.USAGE, "leave out the shards and --node")
         meant = unsafe and not dry_run
         recover_coordinators(Service(admin, key_file, timeout), gone or [], meant=meant, yes=yes, json_=json_)
         return
     if gone:
-        fail("--gone names coordinators, and needs --coordinators", Exit.USAGE)
+        fail("--gone names lost coordinators", Exit.USAGE, "`flotta recover coordinators` takes it; nodes are --node")
     if not unsafe:
         fail(f"this needs --unsafe: {WHY}", Exit.USAGE, "bring the nodes back if you can; --dry-run says what is lost")
     if not shards and not node:

@@ -1,4 +1,4 @@
-"""`flotta recover --coordinators`: the coordinators lost their quorum for good, and one of them goes on alone."""
+"""`flotta recover coordinators`: the coordinators lost their quorum for good, and one of them goes on alone."""
 
 from __future__ import annotations
 

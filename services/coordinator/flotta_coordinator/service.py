@@ -18,6 +18,7 @@ from flotta_coordinator.core import commands
 from flotta_coordinator.core.placement import awaited
 from flotta_coordinator.core.results import Applied, Rejection, Result
 from flotta_coordinator.core.state import Node
+from flotta_coordinator.core.transitions import apply
 from flotta_coordinator.member import Context, Member, refuse_bad_argument, require_text, time_left_ms
 
 SERVICE = "kvdb.coordinator.Coordinator"
@@ -201,6 +202,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         """Wait for announced nodes to be heard, so that shards are born on all of them, and for as many as there must
         be; not for ever: some may never come."""
         member = self._member
+        refuse_bad_argument(apply(member.store.state(), command, member.clock.wall_ms()))  # wrong whoever comes
         give_up_ms = member.clock.monotonic_ms() + min(member.patience.nodes_ms, time_left_ms(context) // 2)
 
         async def changed() -> bool:

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import grpc
 import grpc.aio
 import pytest
 from coordinator_harness import CALL_S, Client, Coordinators, eventually, free_ports, join_nodes, report_leaders
 from flotta_coordinator.app import launch
+from flotta_coordinator.store import MetadataStore
 from flotta_proto.flotta import cluster_pb2
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb import raft_pb2, raft_pb2_grpc
@@ -44,6 +46,16 @@ async def test_a_cluster_is_bootstrapped_and_survives_a_restart(one: Coordinator
     await one.stop()
     await one.start()
     assert await client.map() == before
+
+
+async def test_bad_numbers_are_refused_before_anything_is_waited_for(one: Coordinators) -> None:
+    client = one.client("c1")
+    assert (await client.register("node-1", "node-1:8001")).success  # announced, and never heard
+    with mock.patch.object(MetadataStore, "changed", side_effect=AssertionError("it waits for nodes")):
+        for numbers in ((0, 1), (1, 0), (5_000, 1), (1, 99)):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.init(*numbers)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_shards_are_born_on_every_announced_node_that_comes_in_time(one: Coordinators) -> None:

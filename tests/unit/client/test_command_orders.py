@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from fake_admin import KEY, FakeAdmin
@@ -130,6 +133,25 @@ def test_dividing_the_shards_is_for_good(flotta_cli: Run, admin: FakeAdmin) -> N
     assert "operation 7: follow it with `flotta ops 7 --wait`\n" in said and "--cancel" not in said
     assert admin.asked == [("POST", "/admin/tables/default/shards", '{"num_shards": 8}')]
     assert flotta_cli("reshard", "0").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("drain", "follow it with `flotta ops 7 --wait`, end it with `flotta ops 7 --cancel`"),
+        ("shard-count", "follow it with `flotta ops 7 --wait`; it cannot be called off"),
+        ("recover", "follow it with `flotta ops 7 --wait`; it cannot be called off"),
+    ],
+)
+def test_an_interrupted_wait_says_what_can_be_done(
+    flotta_cli: Run, admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, kind: str, words: str
+) -> None:
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(cli_orders, "time", clock)
+    admin.answers = {"GET /admin/ops/7": operation(operation=kind)}
+    ended = flotta_cli("ops", "7", "--wait")
+    assert ended.exit_code == 5 and "operation 7 goes on" in ended.stderr
+    assert words in " ".join(ended.stderr.split())
 
 
 def test_removing_a_node_is_asked_about(flotta_cli: Run, admin: FakeAdmin) -> None:

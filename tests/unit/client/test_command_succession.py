@@ -1,4 +1,4 @@
-"""`flotta recover --coordinators`: it looks unless it is told otherwise, and asks before it does anything."""
+"""`flotta recover coordinators`: it looks unless it is told otherwise, and asks before it does anything."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def recover(admin: FakeAdmin, tmp_path: Path) -> Run:
     environ |= {"FLOTTA_DATA": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "COLUMNS": "300"}
 
     def run(*arguments: str, stdin: str | None = None) -> Any:
-        return CliRunner(env=environ).invoke(cli.build(), ["recover", "--coordinators", *arguments], input=stdin)
+        return CliRunner(env=environ).invoke(cli.build(), ["recover", "coordinators", *arguments], input=stdin)
 
     return run
 
