@@ -28,7 +28,12 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
     async def NodeHello(self, request: pb.NodeHelloRequest, context: Context) -> pb.NodeHelloResponse:
         async def local() -> pb.NodeHelloResponse:
             command = commands.HelloNode(
-                request.node_id, request.address, request.zone, request.store_id, request.cluster_id
+                request.node_id,
+                request.address,
+                request.zone,
+                request.store_id,
+                request.cluster_id,
+                request.node_num,
             )
             await self._member.ready_session()  # before it the cluster may not have its id
             result = refuse_bad_argument(await self._member.pipeline.submit(command))

@@ -213,6 +213,7 @@ class StorageNode:
             zone=self._settings.zone,
             store_id=identity.store_id,
             cluster_id=identity.cluster_id,
+            node_num=identity.node_num,
         )
         answer = await say_hello(self._link, request)
         try:

@@ -64,9 +64,11 @@ class Client:
         request = pb.RegisterNodeRequest(node_id=node_id, address=address, zone=zone)
         return await self.coordinator.RegisterNode(request, metadata=self.metadata, timeout=CALL_S)
 
-    async def hello(self, node_id: str, store_id: str, cluster_id: str = "") -> cluster_pb2.NodeHelloResponse:
+    async def hello(
+        self, node_id: str, store_id: str, cluster_id: str = "", node_num: int = 0
+    ) -> cluster_pb2.NodeHelloResponse:
         request = cluster_pb2.NodeHelloRequest(
-            node_id=node_id, address=f"{node_id}:8001", store_id=store_id, cluster_id=cluster_id
+            node_id=node_id, address=f"{node_id}:8001", store_id=store_id, cluster_id=cluster_id, node_num=node_num
         )
         return await self.cluster.NodeHello(request, metadata=self.metadata, timeout=CALL_S)
 

@@ -90,6 +90,22 @@ def test_nothing_is_given_out_that_the_lost_ones_may_have_given() -> None:
     assert all(history.since(version) is None for version in (before.map_version, before.map_version + 7))
 
 
+def test_a_node_that_only_the_lost_ones_had_welcomed_keeps_its_number() -> None:
+    before = grown()
+    number = before.counters.node_num + 3
+    hello = HelloNode("n7", "n7:1", "", "store-7", "x", number)
+    for state in (before, made(RECOVER, state=before)):
+        foreign = apply(state, replace(hello, node_num=1 << 20), 2_000)
+        assert isinstance(foreign, Rejection) and "never welcomed" in foreign.message
+    assert isinstance(apply(before, hello, 2_000), Rejection)
+    after = made(RECOVER, hello, HelloNode("n8", "n8:1", "", "store-8", ""), state=before)
+    assert after.nodes["n7"].node_num == number and after.nodes["n8"].node_num > number
+    again = apply(after, hello, 3_000)
+    assert isinstance(again, Applied) and again.reply.node_num == number
+    other = apply(after, replace(hello, node_id="n9", store_id="store-9"), 3_000)
+    assert isinstance(other, Rejection) and "never welcomed" in other.message
+
+
 def test_each_directory_gets_a_number_of_its_own_in_its_place() -> None:
     state = made(RECOVER, AdmitCoordinator("c3", 3, "new"), AdmitCoordinator("c3", 3, "new"), state=grown())
     number = state.roster.seats[-1].node_num

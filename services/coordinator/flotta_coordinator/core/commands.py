@@ -40,6 +40,7 @@ class HelloNode:
     zone: str
     store_id: str
     cluster_id: str  # "" on the first start of the data directory
+    node_num: int = 0  # that the data directory was given then; 0: not said
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,12 +42,11 @@ def hello_node(draft: Draft, command: HelloNode) -> Applied:
     else:
         node = _moved(draft, known, command.address, command.zone)
     if not node.store_id:
-        node = replace(node, store_id=command.store_id, node_num=draft.new_node_num())
-        draft.decide(
-            "node-joined",
-            node.node_id,
-            f"{node.node_id} said hello from {node.address} and is node number {node.node_num}",
-        )
+        unseen = _welcomed_unseen(draft, command)
+        number = command.node_num if unseen else draft.new_node_num()
+        node = replace(node, store_id=command.store_id, node_num=number)
+        had = "had been welcomed by coordinators that are lost: it" if unseen else f"said hello from {node.address} and"
+        draft.decide("node-joined", node.node_id, f"{node.node_id} {had} is node number {number}")
     draft.put_node(node)
     return draft.finish("welcome", node_num=node.node_num)
 
@@ -160,6 +159,13 @@ def _check_room(draft: Draft) -> None:
         )
 
 
+def _welcomed_unseen(draft: Draft, command: HelloNode) -> bool:
+    """Was it welcomed by coordinators that were then lost for good, with a number that nobody else has?"""
+    number = command.node_num
+    mine = any(numbers.first <= number <= numbers.last for numbers in draft.base.roster.unseen)
+    return bool(command.cluster_id) and mine and draft.base.node_by_num(number) is None
+
+
 def _check_membership(draft: Draft, command: HelloNode) -> None:
     """A data directory belongs to one cluster and one node id, for good."""
     base = draft.base
@@ -185,7 +191,7 @@ def _check_membership(draft: Draft, command: HelloNode) -> None:
         raise refuse(
             "store_id", f"the data directory of {command.node_id} (store {command.store_id}) belongs to {owner.node_id}"
         )
-    if command.cluster_id and owner is None:
+    if command.cluster_id and owner is None and not _welcomed_unseen(draft, command):
         raise refuse(
             "store_id",
             f"the data directory of {command.node_id} says that it is part of this cluster, "

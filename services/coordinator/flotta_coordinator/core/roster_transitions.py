@@ -14,7 +14,7 @@ from flotta_coordinator.core import checks
 from flotta_coordinator.core.commands import AdmitCoordinator, RecoverCoordinators
 from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
-from flotta_coordinator.core.state import Counters, Roster, Seat
+from flotta_coordinator.core.state import Counters, Numbers, Roster, Seat
 from flotta_coordinator.core.wording import count, some
 
 PLACES = 16
@@ -41,9 +41,11 @@ def recover_coordinators(draft: Draft, command: RecoverCoordinators) -> Applied:
     """Never refused: it was decided by whoever seized the log, and is committed with that."""
     base = draft.base
     seat = Seat(command.node_id, command.node_num, command.store_id)
-    draft.roster = Roster(base.roster.generation + 1, draft.now_ms, base.roster.admitted, (seat,))
-    draft.leap_to = max(base.map_version, command.seen_map_version) + VERSION_LEAP
+    first = draft.counters.node_num
     draft.counters = _leapt(draft.counters)
+    unseen = (*base.roster.unseen, Numbers(first, draft.counters.node_num - 1))
+    draft.roster = Roster(base.roster.generation + 1, draft.now_ms, base.roster.admitted, (seat,), unseen)
+    draft.leap_to = max(base.map_version, command.seen_map_version) + VERSION_LEAP
     missed = max(0, command.seen_map_version - base.map_version)
     lacks = f"; {count(missed, 'change')} of the map that storage nodes have seen {_are(missed)} lost" if missed else ""
     others = f", and {some(command.given_up)} {_are(len(command.given_up))} given up" if command.given_up else ""

@@ -209,6 +209,12 @@ class Seat:
 
 
 @dataclass(frozen=True, slots=True)
+class Numbers:
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Roster:
     """Who the coordinators are since they last lost their quorum for good; before, the configured ones are."""
 
@@ -216,6 +222,7 @@ class Roster:
     recovered_ms: int = 0  # group time of the last recovery
     admitted: int = 0  # data directories that were given a number since the first one
     seats: tuple[Seat, ...] = ()  # the heir's first
+    unseen: tuple[Numbers, ...] = ()  # numbers of nodes that lost coordinators may have welcomed
 
 
 @dataclass(frozen=True, slots=True)
