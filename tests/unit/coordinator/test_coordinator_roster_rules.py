@@ -38,7 +38,7 @@ RECOVER = RecoverCoordinators("c1", 1, "s1", 100, ("c2", "c3"), (), 0)
         ({"c2": MINE, "c3": SILENT}, ("c2", "c3"), (), "c2 is not lost"),
         ({"c2": UNREADABLE, "c3": SILENT}, ("c2", "c3"), (), "c2 is not lost"),
         ({"c2": UNREADABLE, "c3": SILENT}, ("c3",), ("c2",), "but not what it holds"),
-        ({"c2": MINE, "c3": SILENT}, ("c3",), (), "but not what it holds"),
+        ({"c2": MINE, "c3": SILENT}, ("c3",), (), "c2 answers c1 by now: ask again"),
         ({"c2": MINE, "c3": SILENT}, ("c3",), ("c2",), "are a quorum"),
         ({"c2": replace(MINE, last_index=101), "c3": SILENT}, ("c3",), ("c2",), "c2 has more of the log"),
         ({"c2": replace(MINE, leader_id="c3"), "c3": SILENT}, ("c3",), ("c2",), "in touch with c3"),

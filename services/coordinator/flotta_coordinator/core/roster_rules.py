@@ -71,6 +71,8 @@ def why_not_alone(
                 return f"the coordinators have a quorum: {other} is in touch with {said.leader_id}, which leads"
             if said.rank > mine.rank:
                 return f"{other} has more of the log than {name} by now: ask again"
+        elif other not in gone and isinstance(said, Holding):
+            return f"{other} answers {name} by now: ask again"
         elif other not in gone:
             return f"{other} answers {name}, but not what it holds: start it as the others, or stop it for good"
     answering = {name, *(other for other, said in heard.items() if said is not SILENT)}
