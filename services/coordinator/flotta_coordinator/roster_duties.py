@@ -7,10 +7,11 @@ remembered, so a new leader goes on where the last one stopped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from flotta_consensus.api import Committed, Members, node_of, replica_id
 from flotta_consensus.core.host import MembershipChange
-from flotta_consensus.groups import Groups
+from flotta_consensus.groups import Groups, HostClosed
 from flotta_runtime.logging import get_logger
 
 from flotta_coordinator.core.state import Roster
@@ -31,6 +32,11 @@ class RosterDuties:
         self._log = get_logger("coordinator", node=member.coordinators.node_id)
 
     async def run(self) -> None:
+        """Until cancelled, or the host is closed."""
+        with contextlib.suppress(HostClosed):
+            await self._run()
+
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(LOOK_MS / 1000)
             roster = self._member.store.state().roster
