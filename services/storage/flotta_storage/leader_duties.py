@@ -28,6 +28,7 @@ from flotta_storage.core.moves import (
     best_heir,
     next_step,
     progress_of,
+    second_replicas,
 )
 from flotta_storage.expiries import Expiries
 from flotta_storage.map_model import MapModel
@@ -133,6 +134,8 @@ class LeaderDuties:
         step = next_step(view, replace(intent, targets=frozenset()) if held else intent, self._catch_up_entries)
         if held and not isinstance(step, TransferLeader):
             step = Wait("the shard divides, and its voters stay until that is done with")
+        elif early := second_replicas(view.members, intent.targets):
+            step = Wait(f"the map does not know yet that other replicas vote where {early} are to be")
         self._tell(replica.group, progress_of(view, intent, step))
         if isinstance(step, TransferLeader):
             self.transfer(replica, step.to_replica)

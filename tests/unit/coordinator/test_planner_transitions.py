@@ -126,3 +126,33 @@ def test_a_move_that_had_just_committed_when_it_was_called_off_brings_its_node_b
     world.converge(rounds_max=300)
     assert world.held()["n5"] == 0
     world.do(commands.RemoveNode("n5"))
+
+
+def test_a_move_that_was_committed_as_it_was_given_up_gives_the_next_one_its_replicas(world: World) -> None:
+    """Its news comes when another one has been asked for: no node is to have a second replica."""
+    world.do(commands.SetReplicationFactor(5))
+    assert move(world, "n1", "n2", "n3", "n4", "n5", purpose=Purpose.MISSING) == ""
+    shard = world.state.shards["shard-0"]
+    first = {target.node_id: target.replica_id for target in shard.targets}
+    world.do(commands.GiveUp("shard-0", tuple(first.values()), "", "shard-0 is to wait"))
+    world.join("n6")
+    assert move(world, "n1", "n2", "n3", "n4", "n6", purpose=Purpose.MISSING) == ""
+    voters = tuple(first.values())
+    late = commands.ShardReport("shard-0", shard.group_id, 2, 9, first["n1"], voters, 7, moving=False)
+    world.do(commands.ReportShards("n1", (late,)))
+    shard = world.state.shards["shard-0"]
+    assert {member.node_id for member in shard.members} == {"n1", "n2", "n3", "n4", "n5"}
+    assert shard.member_on("n4") in shard.targets, "not the second one that the map had asked for"
+    assert {target.node_id for target in shard.targets} == {"n1", "n2", "n3", "n4", "n6"}
+
+
+def test_a_move_that_was_committed_as_it_was_given_up_and_asked_for_again_is_done(world: World) -> None:
+    world.do(commands.SetReplicationFactor(4))
+    assert move(world, "n1", "n2", "n3", "n4", purpose=Purpose.MISSING) == ""
+    shard = world.state.shards["shard-0"]
+    first = {target.node_id: target.replica_id for target in shard.targets}
+    world.do(commands.GiveUp("shard-0", tuple(first.values()), "", "shard-0 is to wait"))
+    assert move(world, "n1", "n2", "n3", "n4", purpose=Purpose.MISSING) == ""
+    late = commands.ShardReport("shard-0", shard.group_id, 2, 9, first["n1"], tuple(first.values()), 7, moving=False)
+    world.do(commands.ReportShards("n1", (late,)))
+    assert not world.state.shards["shard-0"].moving

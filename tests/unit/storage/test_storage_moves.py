@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flotta_consensus.api import Members
+from flotta_consensus.api import Members, replica_id
 from flotta_storage.core.moves import (
     Change,
     ChangeMembers,
@@ -15,6 +15,7 @@ from flotta_storage.core.moves import (
     best_heir,
     next_step,
     progress_of,
+    second_replicas,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +92,16 @@ def test_a_stray_learner_goes_before_its_node_is_given_another_replica() -> None
     step = next_step(leader(1, [1, 2, 3], [4]), Intent(frozenset({1, 2, 5})))
     assert step == ChangeMembers((("remove", 4),))
     assert next_step(leader(1, [1, 2, 3]), Intent(frozenset({1, 2, 5}))) == ChangeMembers((("learner", 5),))
+
+
+def test_a_node_that_has_a_voter_gets_no_second_replica() -> None:
+    """The shard has committed a move that the map gave up a moment before, and asks for another one since."""
+    one, two, other, early = replica_id(1, 1), replica_id(2, 2), replica_id(3, 3), replica_id(3, 7)
+    assert second_replicas(Members((one, two, other)), {one, two, early}) == [early]
+    assert second_replicas(Members((one, two), outgoing=(one, other)), {one, two, early}) == [early]
+    assert second_replicas(Members((one, two, other)), {one, two, other}) == []
+    assert second_replicas(Members((one, two)), {one, early}) == []
+    assert second_replicas(Members((one, two), learners=(other,)), {one, early}) == [], "it is removed first"
 
 
 def test_a_wanted_leader_gets_it_when_it_is_close() -> None:

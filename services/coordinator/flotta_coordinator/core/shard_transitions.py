@@ -258,7 +258,11 @@ def report_shard_leader(draft: Draft, command: ReportShardLeader) -> Applied:
 
 
 def judge(state: ClusterState, shard: Shard, reporter: Node, report: ShardReport) -> Shard | None:
-    """The shard as the report makes it, or None when the report says nothing new or cannot be true."""
+    """The shard as the report makes it, or None when the report says nothing new or cannot be true.
+
+    A move that was given up may have been committed a moment before, and another one asked for since: where that wants
+    a new replica on a node that has turned out to have one, it gets the one that is there.
+    """
     if report.group_id != shard.group_id or report.leader_replica >> REPLICA_SEQUENCE_BITS != reporter.node_num:
         return None
     if report.leader_replica not in report.voters:
@@ -286,6 +290,7 @@ def judge(state: ClusterState, shard: Shard, reporter: Node, report: ShardReport
         after = shard
     else:
         return None
+    after = replace(after, targets=tuple(after.member_on(item.node_id) or item for item in after.targets))
     if after.targets and not report.moving and set(after.targets) == set(after.members):
         after = replace(after, targets=(), purpose=Purpose.NONE, cancelled_ms=0)
     after = split_transitions.divided(state, shard, after, report)

@@ -11,11 +11,11 @@ of the voters that remain is close to the leader's log; while a joint change run
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flotta_consensus.api import Members
+from flotta_consensus.api import Members, node_of
 
 CATCH_UP_ENTRIES = 256
 
@@ -103,6 +103,13 @@ def next_step(view: LeaderView, intent: Intent, catch_up_entries: int = CATCH_UP
     if targets == voters:
         return _lead(view, intent, voters, catch_up_entries)
     return _change_voters(view, voters, targets, catch_up_entries)
+
+
+def second_replicas(members: Members, targets: Collection[int]) -> list[int]:
+    """Targets whose node has another replica that votes. The map does not know of that one yet; once it does, it names
+    it instead, and until then nothing must be done: no node has two replicas of a shard."""
+    taken = {node_of(voter) for voter in (*members.voters, *members.outgoing) if voter not in targets}
+    return sorted(one for one in targets if one not in members.voters and node_of(one) in taken)
 
 
 def progress_of(view: LeaderView, intent: Intent, step: Step) -> Progress | None:
