@@ -63,7 +63,11 @@ async def test_the_last_coordinator_goes_on_alone_and_others_join_it(tmp_path: P
         lost = [name for name in NAMES if name != heir]
         named = [word for name in lost for word in ("--gone", name)]
         assert "there is no coordinator coordinator-9" in (await looked(cluster, "coordinator-9"))["refused"]
-        assert "is not lost" in (await looked(cluster, heir))["refused"]
+
+        async def is_there() -> bool:
+            return "is not lost" in (await looked(cluster, heir))["refused"]
+
+        await until(is_there, f"{heir} answers")
         assert "the coordinators have a quorum" in (await looked(cluster))["refused"]
         async with under_load(load):
             cluster.kill(heir)

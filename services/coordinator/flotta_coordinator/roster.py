@@ -28,6 +28,7 @@ from flotta_coordinator.member import Member
 from flotta_coordinator.store import payload
 
 ASK_TIMEOUT_MS = 1_000
+TAKE_OVER_MS = 10_000  # to be elected by itself and ready to serve, which takes some syncs
 OBJECTIONS_MS = 5_000  # how often a coordinator that leads, or knows no leader, asks whether it was given up
 NOBODY_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
@@ -135,7 +136,7 @@ class RosterKeeper:
             raise PreconditionFailed(f"{identity.node_id} cannot go on alone: {error}") from error
         host.campaign(GROUP)
         generation = mine.identity.generation
-        give_up_ms = self._member.clock.monotonic_ms() + self._member.patience.election_ms
+        give_up_ms = self._member.clock.monotonic_ms() + TAKE_OVER_MS
         while self._member.clock.monotonic_ms() < give_up_ms:
             ready = self._member.leadership.session is not None
             if ready and self._member.store.state().roster.generation > generation:

@@ -137,5 +137,7 @@ def number_of(app: Any) -> int:
 
 async def refused_start(cluster: Coordinators, name: str, words: str) -> None:
     with pytest.raises(StartupError, match=words):
-        await cluster.start(name)
+        async with asyncio.timeout(CALL_S):
+            await cluster.start(name)
+            await cluster.apps[name].wait()  # on a slow machine the objection may come after the start
     await cluster.stop(name)
