@@ -176,15 +176,16 @@ def rebalance(
 
 
 def reshard(
-    shards: Annotated[int, typer.Argument(metavar="SHARDS", min=1, help="How many there are to be: a multiple.")],
-    name: Annotated[str, typer.Option("--table", help="The table whose shards divide.")] = "default",
+    shards: Annotated[int, typer.Argument(metavar="SHARDS", min=1, help="How many there are to be.")],
+    name: Annotated[str, typer.Option("--table", help="The table whose shards they are.")] = "default",
     wait: Wait = False,
     admin: Admin = None,
     key_file: KeyFile = None,
     timeout: Timeout = "10s",
     json_: Json = False,
 ) -> None:
-    """Divide the shards of a table while it serves, so that there are so many. It cannot be called off."""
+    """Change the number of a table's shards while it serves: they divide, grow together, or first one and then the
+    other."""
     service = Service(admin, key_file, timeout)
     ordered(service, service.ask("post", "tables", name, "shards", body={"num_shards": shards}), wait, json_)
 

@@ -61,6 +61,10 @@ def shard_record(shard: Shard) -> pb.ShardRecord:
             replica_floor=shard.replica_floor,
             heir=_heir(shard.heir) if shard.heir is not None else None,
             birth_shard_count=shard.birth_shard_count,
+            into=shard.into,
+            order=shard.order,
+            sealing=shard.sealing,
+            absorbed=shard.absorbed,
         ),
     )
 
@@ -85,7 +89,8 @@ def delta_message(state: ClusterState, delta: Delta, *, records: bool) -> pb.Sha
     message = pb.ShardMapDelta(new_map_version=delta.version, changed_shards=delta.shards, changed_nodes=delta.nodes)
     if records:
         message.previous_map_version = delta.previous
-        message.shards.extend(shard_record(state.shards[name]) for name in delta.shards)
+        message.shards.extend(shard_record(state.shards[name]) for name in delta.shards if name in state.shards)
+        message.removed_shards.extend(name for name in delta.shards if name not in state.shards)
         message.nodes.extend(node_record(state.nodes[name]) for name in delta.nodes if name in state.nodes)
         message.removed_nodes.extend(name for name in delta.nodes if name not in state.nodes)
         if delta.partitioning and state.partitioning is not None:
@@ -144,6 +149,8 @@ def shard_reports(reports: Iterable[cluster_pb2.ShardReport]) -> tuple[commands.
             moving=report.moving,
             shard_count=report.shard_count,
             whole=report.whole,
+            caught_up=report.caught_up,
+            sealed=report.sealed,
         )
         for report in reports
     )

@@ -34,6 +34,7 @@ from flotta_runtime.turns import Turns
 from flotta_storage.compaction import Compactor
 from flotta_storage.coordinator_link import CoordinatorLink
 from flotta_storage.core.commands import new_registry
+from flotta_storage.following import Following
 from flotta_storage.health import HealthMonitor
 from flotta_storage.heartbeat import Heartbeats
 from flotta_storage.leader_duties import LeaderDuties
@@ -94,6 +95,7 @@ class Backend:
             shared.clock,
             shared.stamps.now_ms,
             self._reportable,
+            Following(shared.asker.nodes, shared.model).page,
             duties_ms=settings.duties_ms,
             catch_up_entries=settings.catch_up_entries,
         )
@@ -106,6 +108,7 @@ class Backend:
             shared.model,
             self.duties.progress,
             self.duties.splitting.whole,
+            self.duties.merging.caught_up,
             self.watch.nudge,
             shared.clock,
             node_id=identity.node_id,

@@ -168,7 +168,7 @@ class BatchHandler:
             if replica is None or state is None:
                 refused += [self._refusal(operation, None) for operation in ours]
                 continue
-            dividing = replica.division() is not None
+            dividing = state.sealed or replica.division() is not None
             reads, scans, writes = self._sort(ours, state, groups.role(replica.group), refused, dividing=dividing)
             if reads:
                 to_read.add(replica, reads, answers)
@@ -237,7 +237,7 @@ class BatchHandler:
         """A scan owns no key: its epoch is what routed it, and without one it tells what the shard owned."""
         epoch, scan = operation.epoch, operation.scan
         size = OVERHEAD_BYTES + (scan.bytes_max or self._limits.value_bytes_max)
-        if check_operation(operation, self._limits) is not None or (epoch and epoch != state.epoch):
+        if check_operation(operation, self._limits) is not None or (epoch and epoch != state.epoch) or state.sealed:
             refused.append(self._refusal(operation, state))
         elif not self._budget.take_of_half(size):
             refused.append(replies.rate_limited(operation))

@@ -1,7 +1,8 @@
 """What a replica holds, as one hash: equal contents at equal log positions have equal digests.
 
 Read from one frozen view in slices, so that it blocks neither writes nor the loop. A row that group time calls
-expired is no content, swept or not; nor is one that went to a child of the shard, pruned or not.
+expired is no content, swept or not; nor is one that the shard does not own: it went to a child and is to be pruned, or
+comes of a shard that is taken over.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ async def digest(replica: Replica) -> ReplicaDigest:
     """The digest of the state at this moment."""
     machine = replica.machine
     applied, now_ms, state = machine.applied_index(), machine.group_time_ms(), replica.state()
-    divided = replica.division() is not None
+    mixed = replica.has_strangers()
     view = machine.freeze()
     hashed = hashlib.sha256()
     count = 0
@@ -36,7 +37,7 @@ async def digest(replica: Replica) -> ReplicaDigest:
         while True:
             rows = list(islice(view.scan(low, keys.DATA_END, limit=SLICE_ROWS), SLICE_ROWS))
             owned = [True] * len(rows)
-            if state is not None and divided:
+            if state is not None and mixed:
                 owned = state.own([key[len(keys.DATA_PREFIX) :] for key, _ in rows])
             for (key, row), ours in zip(rows, owned, strict=True):
                 if ours and not header_of(row).expired(now_ms):

@@ -30,12 +30,12 @@ _KEY_AT = len(keys.DATA_PREFIX)
 async def dump(replica: Replica) -> AsyncIterator[pb.DumpPart]:
     """The head, the pieces, the end, of the state at the first step. Unavailable for a replica without any state."""
     head = _head(replica)
-    divided = replica.state() if replica.division() is not None else None
+    mixed = replica.state() if replica.has_strangers() else None
     view = replica.machine.freeze()
     try:
         yield pb.DumpPart(head=head)
         end = pb.DumpEnd()
-        async for piece in _pieces(view, head.group_time_ms, divided, end):
+        async for piece in _pieces(view, head.group_time_ms, mixed, end):
             yield pb.DumpPart(rows=piece)
         yield pb.DumpPart(end=end)
     finally:
@@ -58,13 +58,13 @@ def _head(replica: Replica) -> pb.DumpHead:
     )
 
 
-async def _pieces(view: FrozenView, now_ms: int, divided: ShardState | None, end: pb.DumpEnd) -> AsyncIterator[bytes]:
-    """Counts into `end` what it gives out. Of a shard that `divided` only what it owns."""
+async def _pieces(view: FrozenView, now_ms: int, mixed: ShardState | None, end: pb.DumpEnd) -> AsyncIterator[bytes]:
+    """Counts into `end` what it gives out. Of `mixed` rows only what the shard owns."""
     waiting = bytearray()
     for number, (row_key, stored) in enumerate(view.scan(keys.DATA_PREFIX, keys.DATA_END), start=1):
         header = header_of(stored)
         key = row_key[_KEY_AT:]
-        if not header.expired(now_ms) and (divided is None or divided.owns(key)):
+        if not header.expired(now_ms) and (mixed is None or mixed.owns(key)):
             row = SavedRow(key, value_of(stored), *header)
             waiting += encode_row(row)
             end.rows += 1

@@ -58,7 +58,13 @@ class Roles(Protocol):
 
 
 def report_of(
-    replica: Replica, roles: Roles, shard: ShardView | None, progress: Progress | None, *, whole: bool = False
+    replica: Replica,
+    roles: Roles,
+    shard: ShardView | None,
+    progress: Progress | None,
+    *,
+    whole: bool = False,
+    caught_up: int = 0,
 ) -> pb.ShardReport | None:
     """What the leader of a shard says of it; None from anybody else, or while there is nothing settled to say."""
     role, state, members = roles.role(replica.group), replica.state(), replica.machine.members()
@@ -79,6 +85,8 @@ def report_of(
         progress=_progress_message(progress),
         shard_count=state.shard_count,
         whole=whole,
+        caught_up=caught_up,
+        sealed=state.sealed,
     )
 
 
@@ -129,6 +137,7 @@ class Heartbeats:
         model: MapModel,
         progress: Callable[[int], Progress | None],
         whole: Callable[[int], bool],
+        caught_up: Callable[[Replica], int],
         on_version: Callable[[int], None],
         clock: Clock,
         *,
@@ -143,6 +152,7 @@ class Heartbeats:
         self._model = model
         self._progress = progress
         self._whole = whole
+        self._caught_up = caught_up
         self._on_version = on_version
         self._clock = clock
         self._node_id = node_id
@@ -174,6 +184,7 @@ class Heartbeats:
                 self._model.shard(one.shard_id),
                 self._progress(one.group),
                 whole=self._whole(one.group),
+                caught_up=self._caught_up(one),
             )
             for one in self._replicas
         ]

@@ -24,10 +24,12 @@ class Hints:
         return self._model.address(node_id) if node_id != self._node_id else ""
 
     def home(self, shard_id: str, key: bytes) -> str:
-        """The shard, or that of its children which owns the key."""
+        """The shard, or that of its children which owns the key, or the one that has taken it over."""
         home = self._model.home_of(key)
-        child = self._model.shard(home)
-        return home if child is not None and child.parent == shard_id else shard_id
+        shard, child = self._model.shard(shard_id), self._model.shard(home)
+        if child is None or not key:
+            return shard_id
+        return home if child.parent == shard_id or shard is None else shard_id
 
     def new_node(self, shard_id: str) -> str:
         """A node that should have the shard: its leader, else any of its members."""

@@ -1,4 +1,5 @@
-"""What the leader of a shard does beside serving: carries moves on, hands leadership over, expires rows, divides it.
+"""What the leader of a shard does beside serving: carries moves on, hands leadership over, expires rows, divides it,
+takes others over.
 
 Each round looks at every shard led here; the decisions are `core/moves.py`. Invariants: one membership change per
 shard at a time, each with a deadline, and its outcome is never assumed: the next round looks at what was committed.
@@ -32,6 +33,7 @@ from flotta_storage.core.moves import (
 )
 from flotta_storage.expiries import Expiries
 from flotta_storage.map_model import MapModel
+from flotta_storage.merging import AskPage, Merging
 from flotta_storage.replica_table import Replica, ReplicaTable
 from flotta_storage.splitting import Splitting
 from flotta_storage.stamping import StampSource
@@ -52,6 +54,7 @@ class LeaderDuties:
         clock: Clock,
         stamp_ms: StampSource,
         on_change: Callable[[], None],
+        page: AskPage,
         *,
         duties_ms: int,
         catch_up_entries: int,
@@ -70,6 +73,7 @@ class LeaderDuties:
         self._expiries = Expiries()
         self._progress: dict[int, Progress] = {}
         self.splitting = Splitting(host, replicas, model, clock, stamp_ms, self.leader_view, on_change)
+        self.merging = Merging(host, model, clock, stamp_ms, page, on_change)
         self._log = get_logger("storage.moves")
         self.transfers = 0
         self.changes = 0
@@ -90,17 +94,22 @@ class LeaderDuties:
                     intent, due = self._intent(replica), self._expiries.is_due(replica, stamp_ms)
                     if intent is None:
                         self._progress.pop(replica.group, None)
-                    splits = self.splitting.is_due(replica)
-                    if intent is not None or due or splits:
+                    splits, merges = self.splitting.is_due(replica), self.merging.is_due(replica)
+                    if intent is not None or due or splits or merges:
                         self._busy.add(replica.group)
-                        tasks.create_task(self._serve(replica, intent, stamp_ms if due else 0, splits=splits))
+                        work = self._serve(replica, intent, stamp_ms if due else 0, splits=splits, merges=merges)
+                        tasks.create_task(work)
 
-    async def _serve(self, replica: Replica, intent: Intent | None, expire_ms: int, *, splits: bool) -> None:
+    async def _serve(
+        self, replica: Replica, intent: Intent | None, expire_ms: int, *, splits: bool, merges: bool
+    ) -> None:
         try:
             if expire_ms:
                 await self._expire(replica, expire_ms)
             if splits:
                 await self.splitting.work(replica)
+            if merges:
+                await self.merging.work(replica)
             if intent is not None:
                 await self._move(replica, intent)
         finally:

@@ -29,6 +29,7 @@ class MapModel:
         self._nodes: dict[str, pb.NodeRecord] = {}
         self._shards: dict[str, ShardView] = {}
         self._children: Mapping[str, list[ShardView]] = {}
+        self._sources: Mapping[str, list[ShardView]] = {}
         self._version = 0
         self._view = EMPTY_MAP
         self._known = asyncio.Event()
@@ -62,6 +63,10 @@ class MapModel:
     def children(self, shard_id: str) -> Sequence[ShardView]:
         """Shards that are born of this one, until each of their voters has been heard from."""
         return self._children.get(shard_id, ())
+
+    def sources(self, shard_id: str) -> Sequence[ShardView]:
+        """Shards whose keys this one is to take over, in the order of their classes."""
+        return self._sources.get(shard_id, ())
 
     def address(self, node_id: str) -> str:
         """host:port of a node; empty if it is not known."""
@@ -109,10 +114,13 @@ class MapModel:
     def _settle(self, version: int) -> None:
         self._version = version
         children: dict[str, list[ShardView]] = {}
-        for shard in self._shards.values():
+        sources: dict[str, list[ShardView]] = {}
+        for shard in sorted(self._shards.values(), key=lambda one: one.shard_index):
             if shard.parent:
                 children.setdefault(shard.parent, []).append(shard)
-        self._children = children
+            if shard.into:
+                sources.setdefault(shard.into, []).append(shard)
+        self._children, self._sources = children, sources
         self._known.set()
         self._view = MapView(
             cluster_id=self.cluster_id,
@@ -158,4 +166,8 @@ def shard_view(record: pb.ShardRecord) -> ShardView:
         replica_floor=detail.replica_floor,
         heir=_heir(detail.heir) if detail.HasField("heir") else None,
         birth_shard_count=detail.birth_shard_count,
+        into=detail.into,
+        order=detail.order,
+        sealing=detail.sealing,
+        absorbed=frozenset(detail.absorbed),
     )

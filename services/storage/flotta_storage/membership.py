@@ -16,12 +16,29 @@ ASK_TIMEOUT_MS = 4_000  # the asked node does a read barrier
 ASKING_MAX = 8
 
 
-class MembershipAsker:
-    """One question goes to all candidate nodes in turn until one of them knows."""
+class Nodes:
+    """Connections to other nodes, made when they are first needed."""
 
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
         self._channels: dict[str, Channel] = {}
+
+    def to(self, address: str) -> Channel:
+        link = self._channels.get(address)
+        if link is None:
+            link = self._channels[address] = self._dial(address)
+        return link
+
+    async def close(self) -> None:
+        made, self._channels = self._channels, {}
+        await asyncio.gather(*(one.close() for one in made.values()))
+
+
+class MembershipAsker:
+    """One question goes to all candidate nodes in turn until one of them knows."""
+
+    def __init__(self, dial: Dial) -> None:
+        self.nodes = Nodes(dial)
         self._slots = asyncio.Semaphore(ASKING_MAX)
         self._log = get_logger("storage.membership")
 
@@ -35,9 +52,7 @@ class MembershipAsker:
         return MembershipAnswer(question.group, question.replica, known=False, member=False)
 
     async def _ask_node(self, question: AskMembership, address: str) -> pb.MembershipResponse | None:
-        link = self._channels.get(address)
-        if link is None:
-            link = self._channels[address] = self._dial(address)
+        link = self.nodes.to(address)
         request = pb.MembershipRequest(group_id=question.group, replica_id=question.replica)
         try:
             return await ShardsStub(link.grpc).MembershipOf(
@@ -48,5 +63,4 @@ class MembershipAsker:
             return None
 
     async def close(self) -> None:
-        made, self._channels = self._channels, {}
-        await asyncio.gather(*(one.close() for one in made.values()))
+        await self.nodes.close()

@@ -1,10 +1,10 @@
 """Makes and removes this node's replicas as `core/replicas.py` decides, in an order that any crash leaves repairable.
 
 Making: record (durable) → state machine (durable) → Raft group (durable) → record says made. Removing: only after the
-group's leader said so → tombstoned in the log → state destroyed → record replaced by a tombstone. Taking over: the id
-to go on under is recorded → the log goes on under it (durable) → the record does. `recover` finishes whatever a crash
-interrupted, `review` what takes the rows of a shard that divided. Invariant: a record is there before its replica and
-goes after it.
+group's leader said so, or the map that the shard is no more → tombstoned in the log → state destroyed → record replaced
+by a tombstone. Taking over: the id to go on under is recorded → the log goes on under it (durable) → the record does.
+`recover` finishes whatever a crash interrupted, `review` what takes the rows of a shard that divided. Invariant: a
+record is there before its replica and goes after it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from flotta_storage.core.replicas import (
     AskMembership,
     Complain,
     Create,
+    Drop,
     LocalReplica,
     LocalState,
     MapView,
@@ -150,6 +151,8 @@ class ReplicaManager:
                 await self._take_over(action, view.version)
             elif isinstance(action, Retire):
                 self._retire(action)
+            elif isinstance(action, Drop):
+                await self._remove(action.group, view.version)
         questions = [action for action in actions if isinstance(action, AskMembership)]
         self.questions += len(questions)
         for answer in await asyncio.gather(*(self._ask(question, view) for question in questions)):

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from flotta_embedded.machine import Machine
 
+from flotta_storage.core.absorptions import Absorption, decode_absorption
 from flotta_storage.core.divisions import Division, decode_division
-from flotta_storage.core.keys import DIVISION_KEY, SHARD_KEY
-from flotta_storage.core.shard_state import ShardState, decode_state
+from flotta_storage.core.keys import ABSORPTION_KEY, DIVISION_KEY, FOLLOWED_KEY, SHARD_KEY
+from flotta_storage.core.shard_state import ShardState, Stage, decode_state
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +35,20 @@ class Replica:
         """What remains to be done since the shard divided, as applied here; None most of the time."""
         raw = self.machine.kept_row(DIVISION_KEY)
         return None if raw is None else decode_division(raw)
+
+    def absorption(self) -> Absorption | None:
+        """What it has of shards that it takes over; None most of the time."""
+        raw = self.machine.kept_row(ABSORPTION_KEY)
+        return None if raw is None else decode_absorption(raw)
+
+    def is_noted(self) -> bool:
+        """Are its changes noted, or have been, and the notes are still there?"""
+        return self.machine.kept_row(FOLLOWED_KEY) is not None
+
+    def has_strangers(self) -> bool:
+        """May there be rows that it does not own: of shards that were born of it, or that it takes over?"""
+        state = self.state()
+        return self.division() is not None or (state is not None and state.stage is Stage.ABSORBS)
 
     def applied_revision(self) -> int:
         return self.machine.revision(self.machine.applied_index())

@@ -150,7 +150,7 @@ class Scanner:
             return None
         raw = view.get(keys.SHARD_KEY)
         state = None if raw is None else decode_state(raw)
-        if state is None or (operation.epoch and operation.epoch != state.epoch):
+        if state is None or state.sealed or (operation.epoch and operation.epoch != state.epoch):
             self._answer(scan, replies.moved(operation, self._hints))
             return None
         revision = replica.applied_revision()

@@ -22,6 +22,7 @@ from flotta_storage.budget import Budget
 from flotta_storage.compaction import Compactor
 from flotta_storage.core.commands import expire_payload
 from flotta_storage.digest import digest
+from flotta_storage.following import follow
 from flotta_storage.outbox import STOPPING, UNSENT_BYTES_MAX, Connections, Outbox
 from flotta_storage.replica_table import ReplicaTable
 
@@ -166,3 +167,9 @@ class ShardsService(ShardsServicer):
         do = {pb.CompactRequest.ASK: self.compactor.left, pb.CompactRequest.DROP: self.compactor.drop}
         found = do.get(request.what, self.compactor.order)(frozenset(request.shard_ids))
         return pb.CompactResponse(replicas=found)
+
+    async def Follow(self, request: pb.FollowRequest, context: object) -> pb.FollowResponse:
+        """From the replica as it is here: whoever leads the shard, what a page says of a token stays true."""
+        if self.host is None:
+            raise Unavailable(NOT_SERVING)
+        return follow(self._replicas.of_group(request.group_id), request)

@@ -17,7 +17,7 @@ from flotta_proto.flotta import cluster_pb2, cluster_pb2_grpc, storage_pb2, stor
 from flotta_proto.kvdb import coordinator_pb2 as pb
 from flotta_proto.kvdb import coordinator_pb2_grpc, gateway_pb2, kvstore_pb2_grpc
 from flotta_runtime.clock import SYSTEM_CLOCK, Clock
-from flotta_runtime.hashing import shard_index
+from flotta_runtime.hashing import home_count, shard_index
 from flotta_runtime.server import GrpcServer, build_server
 from flotta_runtime.tls import Tls, TlsFiles
 from flotta_storage.app import StorageNode, start
@@ -39,6 +39,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
         self.beats = 0
         self.refused: list[tuple[str, str]] = []  # reports of replicas that were given up
         self.sequence = 0
+        self.seals = True  # whether shards are sealed as soon as the one that takes them over has caught up
         self._changed = asyncio.Condition()
         self._deltas: list[pb.ShardMapDelta] = []
 
@@ -50,7 +51,8 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
                 new_map_version=self.state.map_version,
                 previous_map_version=self.state.map_version - 1,
                 changed_shards=shards,
-                shards=[self.state.shards[shard] for shard in shards],
+                shards=[self.state.shards[shard] for shard in shards if shard in self.state.shards],
+                removed_shards=[shard for shard in shards if shard not in self.state.shards],
                 nodes=list(self.state.nodes.values()),
                 partitioning=self.state.partitioning,
             )
@@ -120,7 +122,8 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
                 del detail.targets[:]
             if detail.target_leader == node_id:
                 detail.target_leader = ""
-            detail.shard_count = max(detail.shard_count, report.shard_count)
+            if report.shard_count > detail.shard_count:
+                detail.shard_count = report.shard_count
             if report.whole:
                 detail.parent = ""
             if detail.heir.replica_id == report.leader_replica:
@@ -128,6 +131,29 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
 
         if report.shard_id in self.state.shards:
             await self.change(edit, [report.shard_id])
+            await self._merge(report)
+
+    async def _merge(self, report: cluster_pb2.ShardReport) -> None:
+        """Seal the sources of a shard that has caught up, and drop them once it has their keys."""
+        detail = self.state.shards[report.shard_id].detail
+        sources = [name for name, one in self.state.shards.items() if one.detail.into == report.shard_id]
+        merged = detail.order and report.shard_count == self.state.partitioning.num_shards < detail.shard_count
+        if not sources or not (merged or (self.seals and report.caught_up == detail.order)):
+            return
+
+        def seal(state: pb.ClusterState) -> None:
+            for name in sources:
+                state.shards[name].detail.sealing = True
+
+        def drop(state: pb.ClusterState) -> None:
+            taker = state.shards[report.shard_id].detail
+            taker.shard_count, taker.order = report.shard_count, 0
+            for name in sources:
+                taker.absorbed.append(state.shards[name].detail.group_id)
+                del state.shards[name]
+                self.reports.pop(name, None)
+
+        await self.change(drop if merged else seal, [report.shard_id, *sources])
 
     async def GetShardMap(self, request: Any, context: Any) -> pb.GetShardMapResponse:
         if request.if_version_gt >= self.state.map_version:
@@ -307,6 +333,24 @@ class Cluster:
 
         await self.coordinator.change(edit)
 
+    async def merge(self, count: int, order: int = 1) -> None:
+        """Ask shards to grow together, so that there are `count`; order 0 takes that back."""
+
+        def edit(state: pb.ClusterState) -> None:
+            for record in state.shards.values():
+                detail = record.detail
+                gone = detail.shard_index >= count
+                detail.order = order
+                detail.into = f"shard-{detail.shard_index % count}" if gone and order else ""
+            state.partitioning.num_shards = count if order else len(state.shards)
+
+        await self.coordinator.change(edit, list(self.coordinator.state.shards))
+
+    async def merge_done(self, count: int) -> None:
+        """Wait until there are no more, on any node."""
+        await self.until(lambda: len(self.coordinator.state.shards) == count)
+        await self.until(lambda: all(len(node.replicas) <= count for node in self.nodes.values()))
+
     async def recover(self, shard_id: str, node_id: str) -> pb.Heir:
         """Have the shard go on from the replica of one node, as an operator's order does."""
         survey = await self.shards(node_id).Survey(storage_pb2.SurveyRequest(shard_id=shard_id), metadata=METADATA)
@@ -333,6 +377,10 @@ class Cluster:
         """The nodes of a shard, as last reported."""
         names = {record.detail.node_num: name for name, record in self.coordinator.state.nodes.items()}
         return {names[voter >> 32] for voter in self.coordinator.reports[shard_id].voters}
+
+    def shard_count(self, shard_id: str) -> int:
+        """By which its keys are found, as last reported."""
+        return self.coordinator.state.shards[shard_id].detail.shard_count
 
     def leader(self, shard_id: str) -> str:
         return self.coordinator.state.shards[shard_id].leader
@@ -361,13 +409,16 @@ class Cluster:
 
     async def settle(self, *operations: storage_pb2.Operation) -> list[storage_pb2.Reply]:
         """Send each operation to its shard's leader, again and again while the answer is certainly 'not done'."""
-        count = self.coordinator.state.partitioning.num_shards
+        node_id = ""
         answers: list[storage_pb2.Reply] = []
         for operation in operations:
-            operation.shard_id = f"shard-{shard_index(operation.key, count)}"
-            node_id = self.leader(operation.shard_id)
             async with asyncio.timeout(30):
                 while True:
+                    count = self.coordinator.state.partitioning.num_shards
+                    home = f"shard-{shard_index(operation.key, count)}"
+                    home = f"shard-{shard_index(operation.key, home_count(count, self.shard_count(home)))}"
+                    if operation.shard_id != home:
+                        operation.shard_id, node_id = home, self.leader(home)
                     node_id = node_id if node_id in self.nodes else next(iter(self.nodes))
                     (reply,) = await self.execute(node_id, operation)
                     if reply.code not in (Code.NOT_LEADER, Code.SHARD_MOVED, Code.UNAVAILABLE):

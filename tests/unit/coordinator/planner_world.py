@@ -72,9 +72,18 @@ class World:
             self.report(shard_id)
 
     def report(
-        self, shard_id: str, voters: Iterable[str] = (), leader: str = "", *, shard_count: int = 0, whole: bool = False
+        self,
+        shard_id: str,
+        voters: Iterable[str] = (),
+        leader: str = "",
+        *,
+        shard_count: int = 0,
+        whole: bool = False,
+        caught_up: int = 0,
+        sealed: bool = False,
     ) -> None:
-        """What the leader of the shard says: these voters now, and that it leads; that it has divided, or is whole."""
+        """What the leader of the shard says: these voters now, and that it leads; that it has divided, or is whole;
+        that it has caught up with those it takes over, or has them."""
         shard = self.state.shards[shard_id]
         known = {replica.node_id: replica.replica_id for replica in (*shard.members, *shard.targets)}
         names = list(voters) or [member.node_id for member in shard.members]
@@ -83,7 +92,7 @@ class World:
         report = commands.ShardReport(
             shard_id=shard_id,
             group_id=shard.group_id,
-            epoch=shard.epoch + (moved or shard_count > shard.shard_count),
+            epoch=shard.epoch + (moved or shard_count not in (0, shard.shard_count)),
             term=shard.leader_term + 1,
             leader_replica=known[leader],
             voters=tuple(known[name] for name in names),
@@ -91,6 +100,8 @@ class World:
             moving=False,
             shard_count=shard_count or shard.shard_count,
             whole=whole,
+            caught_up=caught_up,
+            sealed=sealed,
         )
         self.do(commands.ReportShards(leader, (report,)))
 

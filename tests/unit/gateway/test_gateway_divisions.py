@@ -66,6 +66,36 @@ def test_everybody_routes_a_key_to_the_shard_that_owns_it(num_shards: int, facto
         assert route.shard_count == of_client.shard_count == owner.shard_count, "what sessions go by"
 
 
+def merging(num_shards: int, factor: int, merged: set[int]) -> cp.ClusterState:
+    """The map when these shards, of `num_shards` that there are to be, have reported that they took their kin over."""
+    state = dividing(num_shards, factor, set(range(num_shards)))
+    for index in merged & set(range(num_shards)):
+        state.shards[f"shard-{index}"].detail.shard_count = num_shards
+        for other in range(index + num_shards, num_shards * factor, num_shards):
+            del state.shards[f"shard-{other}"]
+    return state
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.sets(st.integers(0, 4)))
+def test_so_does_everybody_while_shards_grow_together(num_shards: int, factor: int, merged: set[int]) -> None:
+    state = merging(num_shards, factor, merged)
+    gateway, client, node = ShardMap().with_state(state), ClientMap().with_state(state), MapModel()
+    node.take_state(state)
+    of_coordinator = coordinators(state)
+    for key, route in zip(KEYS, gateway.routes_of(KEYS), strict=True):
+        hashed = key_hash(key)
+        first = hashed % num_shards
+        home = f"shard-{first if first in merged else hashed % (num_shards * factor)}"
+        of_client = client.route_of(key)
+        assert route is not None and of_client is not None
+        found = (route.shard_id, of_client.shard_id, node.home_of(key), of_coordinator.home_of(hashed).shard_id)
+        assert found == (home, home, home, home)
+    for index in range(num_shards * factor):
+        route = gateway.route_at(index)
+        owner = f"shard-{index % num_shards if index % num_shards in merged else index}"
+        assert route is not None and route.shard_id == owner, "a piece of a scan goes on to who has the keys"
+
+
 @pytest.mark.parametrize(("own", "meant"), [(0, 4), (2, 4), (4, 4), (6, 4), (8, 8), (12, 12)])
 def test_a_modulus_that_cannot_be_counts_for_nothing(own: int, meant: int) -> None:
     assert home_count(4, own) == meant

@@ -8,11 +8,18 @@ from typing import Any
 from flotta_consensus.api import Members
 from flotta_embedded.api import Command, Overlay
 from flotta_embedded.codec import decode_command
+from flotta_embedded.keys import META_MEMBERS, META_STATE
+from flotta_embedded.meta import encode_members, encode_state
 from flotta_embedded.overlay import Layer
+from flotta_embedded.registry import RAISE_WIRE
 from flotta_runtime.saved_rows import SavedRow, encode_row
-from flotta_storage.core import commands, loads, splits
+from flotta_storage.core import absorptions, commands, loads, splits
+from flotta_storage.core.keys import ABSORPTION_KEY, SHARD_KEY
 from flotta_storage.core.reads import Miss, read_many
+from flotta_storage.core.shard_state import ShardState, decode_state
 from flotta_storage.core.writes import Write, encode_write
+
+_HANDLERS = commands.new_registry().handlers()
 
 
 class DictView:
@@ -81,6 +88,30 @@ class ShardModel:
 
     def prune(self, rows_max: int = 100) -> Any:
         return self._run(splits.apply_prunes, [rows_max.to_bytes(4, "big")], 0)[0]
+
+    def do(self, payload: bytes) -> Any:
+        """One entry, whatever it calls."""
+        called = decode_command(payload)
+        if called.wire == RAISE_WIRE:
+            self.index += 1
+            self.revision_base += int.from_bytes(called.args, "big")
+            return None
+        return self._run(_HANDLERS[called.wire], [called.args], called.stamp_ms)[0]
+
+    def frozen(self) -> DictView:
+        """The state with the machine's own rows, as it is now."""
+        state = encode_state(self.index, 1, self.group_time_ms, self.revision_base)
+        return DictView({**self.rows, META_STATE: state, META_MEMBERS: encode_members(Members(voters=(1,)))})
+
+    def state(self) -> ShardState:
+        return decode_state(self.rows[SHARD_KEY])
+
+    def absorption(self) -> absorptions.Absorption | None:
+        row = self.rows.get(ABSORPTION_KEY)
+        return None if row is None else absorptions.decode_absorption(row)
+
+    def revision(self) -> int:
+        return self.revision_base + self.index
 
     def members(self, before: Members, after: Members) -> None:
         self.index += 1

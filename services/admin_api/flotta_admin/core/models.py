@@ -292,13 +292,13 @@ class ReplicationFactorRequest(Request):
 class ShardCountRequest(Request):
     """How many shards a table should have."""
 
-    num_shards: CountOfShards = Field(description="A multiple of how many there are.")
+    num_shards: CountOfShards = Field(description="From 1 to 4096.")
 
 
 class ConfigRequest(Request):
     """What the configuration should be. What is left out stays as it is."""
 
-    num_shards: CountOfShards | None = Field(default=None, description="As many as there are, or a multiple.")
+    num_shards: CountOfShards | None = Field(default=None, description="How many there are to be, from 1 to 4096.")
     replication_factor: CountOfShards | None = Field(default=None, description="Replicas per shard, from 1 to 16.")
     map_version: Any = Field(default=None, description="Accepted and ignored, so that what was read can be sent back.")
 

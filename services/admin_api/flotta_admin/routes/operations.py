@@ -108,7 +108,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/config", tags=["config"], responses={**BAD_REQUEST, **CONFLICT}, response_model_exclude_unset=True)
     async def change_config(body: models.ConfigRequest, answer: Response) -> models.ConfigRequest:
-        """Change the replication factor, or the number of shards to a multiple: one of them at a time."""
+        """Change the replication factor, or the number of shards: one of them at a time."""
         partitioning = (await context.coordinators.state()).partitioning
         if not partitioning.num_shards:
             raise PreconditionFailed("num_shards: there are no shards yet; send POST /admin/config/shard-init first")
@@ -128,8 +128,8 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/tables/{table}/shards", responses=refusals)
     async def shard_count(table: TablePath, body: models.ShardCountRequest) -> models.Order:
-        """Let every shard of a table divide while it serves, so that there are so many: a multiple of what there are.
-        It cannot be called off."""
+        """Let the shards of a table divide, grow together, or first one and then the other, while it serves, so that
+        there are so many. It can be called off while they grow together and none of them has given up its keys."""
         return await order("SetShardCount", pb.SetShardCountRequest(table=table, num_shards=body.num_shards))
 
     @routes.post("/cluster/replication-factor", responses={**BAD_REQUEST, **CONFLICT})

@@ -100,6 +100,8 @@ class ShardReport:
     moving: bool
     shard_count: int = 0  # modulus of the keys it owns; 0: not stated
     whole: bool = False  # of a shard with a parent: its leader has heard from every voter
+    sealed: bool = False  # it refuses all keys from now on
+    caught_up: int = 0  # the order for which it has all but the newest rows of the shards it takes over
 
 
 @dataclass(frozen=True, slots=True)

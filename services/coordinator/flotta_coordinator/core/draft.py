@@ -38,6 +38,7 @@ class Draft:
         self.shards: dict[str, Shard] = {}
         self.tables: dict[str, Table] = {}
         self._gone: set[str] = set()  # nodes that are removed
+        self._merged: set[str] = set()  # shards that are no more
         self._recalled: set[str] = set()  # nodes that were removed, and are not after all
         self._jobs: dict[int, Job | None] = {}  # None: dropped
         self._notes: dict[str, Note | None] = {}  # None: it stands no more
@@ -93,6 +94,14 @@ class Draft:
             return False
         self.shards[shard.shard_id] = shard
         return True
+
+    def remove_shard(self, shard_id: str) -> None:
+        """Another has its keys."""
+        self.shards.pop(shard_id, None)
+        self._merged.add(shard_id)
+
+    def is_gone(self, shard: Shard) -> bool:
+        return shard.shard_id in self._merged
 
     def put_table(self, table: Table) -> None:
         self.tables[table.name] = table
@@ -160,7 +169,7 @@ class Draft:
 
     def finish(self, message: str, *, node_num: int = 0, new_epoch: int = 0, taken: int = 0, job: int = 0) -> Applied:
         base = self.base
-        visible = bool(self.nodes or self.shards or self.tables or self._gone or self.leap_to)
+        visible = bool(self.nodes or self.shards or self.tables or self._gone or self._merged or self.leap_to)
         changed = visible or bool(self._decisions or self._notes or self._jobs) or self.cluster_id != base.cluster_id
         version = self.leap_to or base.map_version + (1 if visible else 0)
         reply = Reply(message, version, node_num=node_num, new_epoch=new_epoch, taken=taken, job=job)
@@ -174,6 +183,9 @@ class Draft:
         nodes = {**base.nodes, **self.nodes} if self.nodes else base.nodes
         if self._gone:
             nodes = {node_id: node for node_id, node in nodes.items() if node_id not in self._gone}
+        shards = {**base.shards, **self.shards} if self.shards else base.shards
+        if self._merged:
+            shards = {shard_id: shard for shard_id, shard in shards.items() if shard_id not in self._merged}
         state = ClusterState(
             cluster_id=self.cluster_id,
             map_version=version,
@@ -181,7 +193,7 @@ class Draft:
             counters=replace(self.counters, decision=first + len(made)),
             nodes=nodes,
             tables={**base.tables, **self.tables} if self.tables else base.tables,
-            shards={**base.shards, **self.shards} if self.shards else base.shards,
+            shards=shards,
             decisions=(*base.decisions, *made)[-DECISIONS_MAX:] if made else base.decisions,
             notes=self._noted(),
             jobs=self._jobs_now(),
@@ -193,7 +205,7 @@ class Draft:
             reply,
             changed=True,
             nodes=tuple(sorted({*self.nodes, *self._gone})),
-            shards=tuple(sorted(self.shards)),
+            shards=tuple(sorted({*self.shards, *self._merged})),
             tables=tuple(sorted(self.tables)),
             notes=tuple(sorted(self._notes)),
             jobs=tuple(sorted(self._jobs)),

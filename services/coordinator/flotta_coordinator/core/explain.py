@@ -97,6 +97,10 @@ def _exempt(shard: ShardView) -> Iterator[str]:
         yield "it divides: its replicas stay where they are until those of its children have been made"
     if shard.parent and not shard.awaited:
         yield f"it was born of {shard.parent}, which keeps its rows until each of its replicas has been made"
+    if shard.into:
+        yield f"its keys go over to {shard.into}, which copies its rows; it is no more then"
+    elif shard.merging:
+        yield "it takes over the keys of others, and copies their rows"
     if shard.held:
         yield "an operator cancelled a move a short while ago, so it is left alone for now"
     if shard.avoid:

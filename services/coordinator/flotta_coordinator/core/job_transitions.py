@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flotta_coordinator.core import operator_transitions
+from flotta_coordinator.core import merge_transitions, operator_transitions
 from flotta_coordinator.core.commands import CancelJob, CancelMove, DrainNode, EndJob, RemoveNode
 from flotta_coordinator.core.draft import Draft
 from flotta_coordinator.core.jobs import left
@@ -32,10 +32,8 @@ def cancel_job(draft: Draft, command: CancelJob) -> Applied:
     """Take back what the job asked for. What is done of it by then stays done, unless balance wants it otherwise."""
     job = running_job(draft, command.number)
     if job.kind is JobKind.SHARD_COUNT:
-        text = (
-            f"number: operation {job.number} cannot be called off: shards that have divided do not grow together again"
-        )
-        raise _unmet(text)
+        merge_transitions.cancel(draft, job)
+        return draft.finish(f"operation {job.number} is cancelled", job=job.number)
     if job.kind is JobKind.RECOVER:
         raise _unmet(
             f"number: operation {job.number}, {job.text}, cannot be called off: {job.target} may have acted on it"

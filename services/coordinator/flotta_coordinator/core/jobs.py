@@ -34,8 +34,7 @@ def left(state: ClusterState, job: Job) -> int:
         shards = (shard for shard in state.shards.values() if shard.table == job.subject)
         return sum(len(shard.members) != wanted or shard.purpose in _TO_A_FACTOR for shard in shards)
     if job.kind is JobKind.SHARD_COUNT:
-        shards = (shard for shard in state.shards.values() if shard.table == job.subject)
-        return sum(shard.phase is Phase.AWAITED or shard.shard_count < int(job.target) for shard in shards)
+        return _shards_to_change(state, job)
     if job.kind is JobKind.MOVE:
         return int(state.shards[job.subject].moving)
     if job.kind is JobKind.PLACEMENT:
@@ -45,6 +44,18 @@ def left(state: ClusterState, job: Job) -> int:
     if job.kind is JobKind.RECOVER:
         return int(state.shards[job.subject].heir is not None)
     return uneven(state)
+
+
+def _shards_to_change(state: ClusterState, job: Job) -> int:
+    """Those that are to divide or to be born, and those that are to be taken over by others."""
+    shards = [shard for shard in state.shards.values() if shard.table == job.subject]
+    merging = sum(bool(shard.into) for shard in shards)
+    if merging:
+        return merging
+    divides_to = max(int(job.target), *(shard.shard_count for shard in shards))
+    dividing = sum(shard.phase is Phase.AWAITED or shard.shard_count < divides_to for shard in shards)
+    merges_to = state.tables[job.subject].merges_to
+    return dividing + (divides_to - merges_to if merges_to else 0)
 
 
 def running(state: ClusterState, kinds: Iterable[JobKind], subject: str) -> Job | None:

@@ -121,6 +121,8 @@ class Memory:
             idle_ms=self._idle_ms(shard, progress, now_ms),
             copying=progress is not None and progress.copying,
             parent=shard.parent,
+            into=shard.into,
+            merging=shard.order > 0,
             awaited=shard.phase is Phase.AWAITED,
             heir=shard.heir.node_id if shard.heir is not None else "",
         )

@@ -86,6 +86,8 @@ class ShardView:
     copying: bool = False  # a snapshot is on its way to a new replica
     dividing: bool = False  # others are being born of it: its voters stay where they are
     parent: str = ""  # the shard it is being born of
+    into: str = ""  # the shard that takes its keys over
+    merging: bool = False  # it takes over those of others, or another its own
     awaited: bool = False  # which has not divided yet
     heir: str = ""  # the node whose replica is to go on alone: the shard is being recovered
 

@@ -14,6 +14,7 @@ from flotta_coordinator.core import checks
 from flotta_coordinator.core.commands import RecoverShard
 from flotta_coordinator.core.draft import REPLICA_SEQUENCE_BITS, Draft
 from flotta_coordinator.core.jobs import running
+from flotta_coordinator.core.merge_transitions import check_not_merging
 from flotta_coordinator.core.quorum import has_quorum, quorum
 from flotta_coordinator.core.results import Applied, Refused, RejectCode
 from flotta_coordinator.core.split_transitions import check_not_dividing
@@ -68,6 +69,7 @@ def _lost(draft: Draft, shard: Shard, command: RecoverShard) -> list[str]:
     if shard.phase is not Phase.ACTIVE:
         raise _unmet("shard_id", f"{shard.shard_id} is still being created, so there is nothing to recover")
     check_not_dividing(draft.base, shard)
+    check_not_merging(draft.base, shard)
     if shard.parent:
         raise _unmet("shard_id", f"{shard.shard_id} is being born of {shard.parent}, which still has its rows")
     if command.epoch != shard.epoch:

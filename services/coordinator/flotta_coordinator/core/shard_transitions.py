@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flotta_coordinator.core import checks, split_transitions
+from flotta_coordinator.core import checks, merge_transitions, split_transitions
 from flotta_coordinator.core.commands import (
     InitShards,
     ReportShardLeader,
@@ -220,6 +220,7 @@ def report_shards(draft: Draft, command: ReportShards) -> Applied:
         _tell(draft, before, after)
         split_transitions.tell_divided(draft, before, after)
     split_transitions.settle(draft)
+    merge_transitions.settle(draft)
     return draft.finish("reported", taken=taken)
 
 
@@ -293,7 +294,7 @@ def judge(state: ClusterState, shard: Shard, reporter: Node, report: ShardReport
     after = replace(after, targets=tuple(after.member_on(item.node_id) or item for item in after.targets))
     if after.targets and not report.moving and set(after.targets) == set(after.members):
         after = replace(after, targets=(), purpose=Purpose.NONE, cancelled_ms=0)
-    after = split_transitions.divided(state, shard, after, report)
+    after = merge_transitions.reported(state, split_transitions.divided(state, shard, after, report), report)
     return after if after != shard else None
 
 

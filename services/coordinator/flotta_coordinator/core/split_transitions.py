@@ -1,19 +1,21 @@
-"""The number of shards of a table, changed while it serves: n to k·n, each shard dividing into k by residue.
+"""The number of shards of a table, changed while it serves: to k·n, each shard dividing into k by residue, and from
+there to any divisor of that (`merge_transitions.py`).
 
 The order makes the children known, AWAITED: their ids, groups and residue classes. Each shard divides by an entry of
 its own log, on its own; nobody creates a child by the map. From the report of a shard that it has divided, routers find
 its children by its own `shard_count`; the table's number follows once every shard has divided and every child has a
 leader.
 
-Invariants: an order is taken only when every shard is at rest and has a quorum, one at a time; shards never grow
-together again, so it cannot be called off; `shard_count` of a shard only grows, and is what the shard reported.
+Invariants: an order is taken only when every shard is at rest and has a quorum, one at a time; a division cannot be
+called off; `shard_count` of a shard is what the shard reported.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-from flotta_coordinator.core import checks
+from flotta_coordinator.core import checks, merge_transitions
 from flotta_coordinator.core.commands import SetShardCount, ShardReport
 from flotta_coordinator.core.draft import REPLICA_SEQUENCE_BITS, Draft
 from flotta_coordinator.core.jobs import running
@@ -33,7 +35,7 @@ from flotta_coordinator.core.state import (
 )
 from flotta_coordinator.core.wording import count, some
 
-MULTIPLES_SHOWN = 4
+NUMBERS_SHOWN = 4
 
 
 def set_shard_count(draft: Draft, command: SetShardCount) -> Applied:
@@ -45,31 +47,55 @@ def set_shard_count(draft: Draft, command: SetShardCount) -> Applied:
         raise Refused(RejectCode.NOT_FOUND, "table", f"table: there is no table {checks.shown(command.table)}")
     job = running(draft.base, (JobKind.SHARD_COUNT,), table.name)
     if job is not None and job.target == str(command.num_shards):
-        return draft.finish(f"{table.name} is being divided into {command.num_shards} shards already", job=job.number)
+        return draft.finish(f"{table.name} is on its way to {command.num_shards} shards already", job=job.number)
     if job is not None:
         raise _unmet("num_shards", f"num_shards: operation {job.number}, {job.text}, is under way; one at a time")
     if command.num_shards == table.num_shards:
         return draft.finish(f"{table.name} has {count(table.num_shards, 'shard')} already")
-    _check_multiple(table, command.num_shards)
-    parents = sorted((one for one in draft.base.shards.values() if one.table == table.name), key=_by_index)
-    _check_at_rest(draft, parents)
-    for parent in parents:
-        for index in range(parent.shard_index + table.num_shards, command.num_shards, table.num_shards):
-            draft.put_shard(_awaited(draft, parent, index, command.num_shards))
-    factor = command.num_shards // table.num_shards
+    shards = sorted((one for one in draft.base.shards.values() if one.table == table.name), key=_by_index)
+    _check_at_rest(draft, shards)
+    multiple = math.lcm(table.num_shards, command.num_shards)
+    _check_way(table, command.num_shards, multiple)
+    way = _way(table, command.num_shards, multiple)
     draft.decide(
         "shard-count",
         table.name,
-        f"an operator wants {command.num_shards} shards of {table.name} instead of {table.num_shards}: each divides "
-        f"into {factor}",
+        f"an operator wants {command.num_shards} shards of {table.name} instead of {table.num_shards}: {way}",
     )
-    text = f"the division of {table.name} from {table.num_shards} into {command.num_shards} shards"
-    target = str(command.num_shards)
+    divides = multiple if multiple != table.num_shards else 0
+    only_divides = multiple == command.num_shards
+    change = f"{table.name} from {table.num_shards} {'into' if only_divides else 'to'} {command.num_shards} shards"
     job = draft.begin_job(
-        JobKind.SHARD_COUNT, table.name, text, command.num_shards, before=table.num_shards, target=target
+        JobKind.SHARD_COUNT,
+        table.name,
+        f"the {'division' if only_divides else 'change'} of {change}",
+        divides + multiple - command.num_shards,
+        before=table.num_shards,
+        target=str(command.num_shards),
     )
-    message = f"each of the {count(table.num_shards, 'shard')} of {table.name} divides into {factor}"
-    return draft.finish(message, job=job.number)
+    if divides:
+        _divide(draft, table, shards, multiple)
+        if not only_divides:
+            draft.put_table(replace(table, merges_to=command.num_shards))
+    else:
+        merge_transitions.begin(draft, table, command.num_shards, job.number)
+    return draft.finish(f"of the {count(table.num_shards, 'shard')} of {table.name} {way}", job=job.number)
+
+
+def _divide(draft: Draft, table: Table, parents: list[Shard], shard_count: int) -> None:
+    for parent in parents:
+        for index in range(parent.shard_index + table.num_shards, shard_count, table.num_shards):
+            draft.put_shard(_awaited(draft, parent, index, shard_count))
+
+
+def _way(table: Table, num_shards: int, multiple: int) -> str:
+    """How it is done, in words."""
+    parts, joined = multiple // table.num_shards, multiple // num_shards
+    if joined == 1:
+        return f"each divides into {parts}"
+    if parts == 1:
+        return f"{joined} each grow together into one"
+    return f"each divides into {parts}, and of the {multiple} {joined} each grow together into one"
 
 
 def divided(state: ClusterState, before: Shard, after: Shard, report: ShardReport) -> Shard:
@@ -82,7 +108,7 @@ def divided(state: ClusterState, before: Shard, after: Shard, report: ShardRepor
 
 
 def tell_divided(draft: Draft, before: Shard, after: Shard) -> None:
-    if after.shard_count == before.shard_count:
+    if after.shard_count <= before.shard_count:
         return
     names = [shard.shard_id for shard in _children(draft.base, after.shard_id)]
     draft.decide(
@@ -96,9 +122,9 @@ def tell_divided(draft: Draft, before: Shard, after: Shard) -> None:
 def settle(draft: Draft) -> None:
     """Let the number of a table's shards follow, once all of them have divided and are led."""
     for name in sorted({shard.table for shard in draft.shards.values()}):
-        table = draft.base.tables[name]
+        table = draft.tables.get(name) or draft.base.tables[name]
         wanted = max(shard.shard_count for shard in draft.shards.values() if shard.table == name)
-        if wanted == table.num_shards:
+        if wanted <= table.num_shards or any(shard.into for shard in merge_transitions.shards_of(draft, name)):
             continue
         shards = [shard for shard in {**draft.base.shards, **draft.shards}.values() if shard.table == name]
         if (
@@ -161,16 +187,16 @@ def _awaited(draft: Draft, parent: Shard, index: int, shard_count: int) -> Shard
     )
 
 
-def _check_multiple(table: Table, num_shards: int) -> None:
-    if num_shards > table.num_shards and num_shards % table.num_shards == 0:
+def _check_way(table: Table, num_shards: int, multiple: int) -> None:
+    """The way goes over the least common multiple, which is a number of shards as any other."""
+    if multiple <= checks.SHARDS_MAX:
         return
-    possible = [str(table.num_shards * factor) for factor in range(2, 2 + MULTIPLES_SHOWN)]
-    possible = [one for one in possible if int(one) <= checks.SHARDS_MAX]
-    ways = f"can become a multiple, as {', '.join(possible)}" if possible else "cannot grow further"
+    fit = [one for one in range(1, checks.SHARDS_MAX + 1) if math.lcm(table.num_shards, one) <= checks.SHARDS_MAX]
+    near = sorted(sorted(fit, key=lambda one: abs(one - num_shards))[:NUMBERS_SHOWN])
     raise _unmet(
         "num_shards",
-        f"num_shards: shards divide, so the {count(table.num_shards, 'shard')} of {table.name} {ways}, not "
-        f"{num_shards}; for any other number back the cluster up and restore it into a new one of that size",
+        f"num_shards: the way from {table.num_shards} to {num_shards} shards goes over {multiple}, more than there can "
+        f"be; near it are {', '.join(map(str, near))}, or go there in two steps",
     )
 
 
@@ -191,7 +217,7 @@ def _check_at_rest(draft: Draft, parents: list[Shard]) -> None:
             raise _unmet("num_shards", f"num_shards: {shard.shard_id} is moving; wait for it, or cancel the move")
         living = sum(_is_living(base, member) for member in shard.members)
         if not has_quorum(living, len(shard.members)):
-            raise _unmet("num_shards", f"num_shards: {shard.shard_id} has lost its quorum and cannot divide")
+            raise _unmet("num_shards", f"num_shards: {shard.shard_id} has lost its quorum")
 
 
 def _is_living(state: ClusterState, member: Replica) -> bool:

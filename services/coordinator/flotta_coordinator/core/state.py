@@ -6,6 +6,7 @@ Invariants
  - `map_version` and every counter only grow; node numbers, group ids and replica sequences are never used twice.
  - A shard's `birth` never changes. `members` is what the shard itself last committed and reported (of an AWAITED one,
    what is expected); `targets` is intent.
+ - A shard that others took over is gone from `shards`; its group is among the `absorbed` of the one that has its keys.
  - Nothing that a replica below `replica_floor` says of its shard is believed.
  - Every accepted command that changes a node, a shard or the partitioning raises `map_version` by exactly one.
 """
@@ -113,6 +114,11 @@ class Shard:
     birth_shard_count: int = (
         0  # `shard_count` when it was created: what a late voter of `birth` begins with; 0: unknown
     )
+    into: str = ""  # the shard that takes its keys over; it is no more then
+    order: int = 0  # number of the operation for which it is taken over, or takes others over; 0: neither
+    caught_up: bool = False  # it has reported that it has all but the newest rows of those it takes over
+    sealing: bool = False  # it is to be sealed, or is
+    absorbed: tuple[int, ...] = ()  # groups of shards that it has taken over
 
     @property
     def moving(self) -> bool:
@@ -127,6 +133,7 @@ class Table:
     name: str
     num_shards: int
     replication_factor: int  # as asked for; a shard has fewer replicas when there were fewer nodes
+    merges_to: int = 0  # how many shards there are to be once all have divided; 0: as many as then
 
 
 @dataclass(frozen=True, slots=True)

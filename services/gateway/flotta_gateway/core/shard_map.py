@@ -7,7 +7,7 @@ Invariants:
 - Routes that did not change keep their identity across views, so "has this shard's route changed" is an `is`.
 - A state of another cluster is refused: its versions and epochs mean nothing here.
 - A key goes by its shard's own modulus: while the shards of a table divide, each of them leads to its children from the
-  report of its division on, and no sooner.
+  report of its division on, and no sooner; while they grow together, to those it takes over until it has.
 """
 
 from __future__ import annotations
@@ -84,12 +84,15 @@ class ShardMap:
         return self.routes[key_hash(key) % len(self.routes)] if self.routes else None
 
     def route_at(self, index: int) -> Route | None:
-        """The route of the shard with that place among all; also of one that no key is routed to yet."""
+        """The route of the shard with that place among all; also of one that no key is routed to yet. One that was
+        taken over leads to the shard that has its keys."""
         route = self.routes[index] if index < len(self.routes) else None
         if route is not None and route.shard_id == f"shard-{index}":
             return route
         record = self.shards.get(f"shard-{index}")
-        return _route(record, self.nodes, record.detail.shard_count) if record is not None else None
+        if record is not None:
+            return _route(record, self.nodes, record.detail.shard_count)
+        return self.routes[index % len(self.routes)] if self.routes else None
 
     def routes_of(self, keys: Sequence[bytes]) -> list[Route | None]:
         """The routes of many keys, hashed in one go."""

@@ -1,5 +1,6 @@
 """The commands of a shard: `kv.write@1`, `kv.expire@1`, `kv.load@1` (`loads.py`), `kv.split@1` and `kv.prune@1`
-(`splits.py`), `shard.takeover@1` (`takeover.py`), and the hook that moves its epoch.
+(`splits.py`), those by which it gives its keys to another (`follows.py`) or takes others over (`absorptions.py`),
+`shard.takeover@1` (`takeover.py`), and the hook that moves its epoch.
 
 A whole run of writes costs one multi-get; each write then sees those before it through the overlay, and all land in one
 batch. Conditions, epoch and ownership are decided here, at apply, by the replicated state alone. Time is group time:
@@ -20,10 +21,10 @@ from flotta_embedded.dedup import DedupRun
 from flotta_embedded.dedup import sweep as sweep_dedup
 from flotta_embedded.registry import Registry
 
-from . import dedup, keys
+from . import absorptions, dedup, follows, keys
 from .loads import LOAD, LOAD_VERSION, apply_loads
 from .rows import encode_row, header_of
-from .shard_state import after_conf, birth_state, decode_state, encode_state
+from .shard_state import Stage, after_conf, birth_state, decode_state, encode_state
 from .splits import PRUNE, PRUNE_VERSION, SPLIT, SPLIT_VERSION, apply_prunes, apply_splits
 from .takeover import TAKEOVER, TAKEOVER_VERSION, apply_takeovers
 from .writes import WRITE, WRITE_VERSION, Write, WriteKind, WriteResult, decode_write
@@ -54,9 +55,16 @@ def new_registry() -> Registry:
     registry.vector(SPLIT, version=SPLIT_VERSION)(apply_splits)
     registry.vector(PRUNE, version=PRUNE_VERSION)(apply_prunes)
     registry.vector(TAKEOVER, version=TAKEOVER_VERSION)(apply_takeovers)
+    registry.vector(follows.FOLLOW, version=follows.VERSION)(follows.apply_follows)
+    registry.vector(follows.SEAL, version=follows.VERSION)(follows.apply_seals)
+    registry.vector(follows.UNFOLLOW, version=follows.VERSION)(follows.apply_unfollows)
+    registry.vector(absorptions.ABSORB, version=absorptions.VERSION)(absorptions.apply_absorbs)
+    registry.vector(absorptions.COPY, version=absorptions.VERSION)(absorptions.apply_copies)
+    registry.vector(absorptions.MERGE, version=absorptions.VERSION)(absorptions.apply_merges)
+    registry.vector(absorptions.LET_GO, version=absorptions.VERSION)(absorptions.apply_let_goes)
     registry.on_members(apply_members)
-    registry.keep_row(keys.SHARD_KEY)
-    registry.keep_row(keys.DIVISION_KEY)
+    for row_key in (keys.SHARD_KEY, keys.DIVISION_KEY, keys.FOLLOWED_KEY, keys.ABSORPTION_KEY):
+        registry.keep_row(row_key)
     return registry
 
 
@@ -95,7 +103,21 @@ def apply_writes(overlay: Overlay, commands: Sequence[Command]) -> list[Any]:
             results.append(_change_once(overlay, run, table, command, write, row_key))
         else:
             results.append(_change_row(overlay, command, write, row_key))
+    if state.stage is Stage.FOLLOWED:
+        _note(overlay, table, commands, writes, results)
     return results
+
+
+def _note(
+    overlay: Overlay, table: bytes, commands: Sequence[Command], writes: Sequence[Write], results: Sequence[WriteResult]
+) -> None:
+    """What may have changed a row, be it only that of its request id."""
+    for command, write, result in zip(commands, writes, results, strict=True):
+        if result.duplicate or result.kind is WriteKind.SHARD_MOVED:
+            continue
+        if result.kind is _OK or write.request_id:
+            guard = dedup.dedup_row(table, write) if write.request_id else b""
+            follows.note(overlay, command.revision, keys.data_key(write.key), guard)
 
 
 def _change_once(

@@ -17,7 +17,7 @@ from flotta_runtime.saved_rows import SavedRow, read_rows
 
 from . import keys
 from .rows import encode_row
-from .shard_state import decode_state
+from .shard_state import Stage, decode_state
 
 LOAD: Final = "kv.load"
 LOAD_VERSION: Final = 1
@@ -30,7 +30,7 @@ class LoadKind(enum.IntEnum):
     """Everything but LOADED changed nothing."""
 
     LOADED = 1
-    MOVED = 2  # a key is not this shard's
+    MOVED = 2  # a key is not this shard's, or its keys are going over to another
     CONFLICT = 3  # another row is in the place of one of them
     TOO_NEW = 4  # a row's version is not below the shard's revision
 
@@ -52,8 +52,10 @@ def _load(overlay: Overlay, command: Command) -> LoadResult:
     raw_state = overlay.get(keys.SHARD_KEY)
     if raw_state is None:
         return LoadResult(LoadKind.MOVED)
-    rows = read_rows(command.args)
-    for row, owned in zip(rows, decode_state(raw_state).own([row.key for row in rows]), strict=True):
+    rows, state = read_rows(command.args), decode_state(raw_state)
+    if state.stage is not Stage.SERVES:
+        return LoadResult(LoadKind.MOVED)
+    for row, owned in zip(rows, state.own([row.key for row in rows]), strict=True):
         if not owned:
             return LoadResult(LoadKind.MOVED, key=row.key)
         if row.version >= command.revision:

@@ -7,8 +7,9 @@
   and is to its group a voter that was away. That it never was here is known for certain: records are durable before
   replicas, tombstones stay, and a directory that lost them is refused or somebody else (`identity.py`).
 - One group has at most one replica here, and a replica id that was ever removed here is never created again.
-- Nothing is deleted because of a map: a replica that the map does not name is a reason to ask the group's leader, and
-  only its committed answer removes anything.
+- Nothing is deleted because of what a map lacks: a replica that it does not name is a reason to ask the group's leader,
+  and only its committed answer removes anything. A shard that was taken over is no more once the map says so, which it
+  does of its group for good: every replica of it goes, for there may be no leader left to ask.
 - A shard that lost its quorum for good may be given to one heir: the node that has the heir's replica lets it go on
   under a new id, and replicas of before (`replica_floor`) serve nobody any more, from the moment the map says so.
 - A map older than one already acted upon, or of another cluster, decides nothing.
@@ -59,6 +60,10 @@ class ShardView:
     replica_floor: int = 0
     heir: Heir | None = None
     birth_shard_count: int = 0  # `shard_count` at its birth; 0: not on record
+    into: str = ""  # the shard that takes its keys over
+    order: int = 0  # by which it does, or takes others over
+    sealing: bool = False  # it is to be sealed
+    absorbed: frozenset[int] = frozenset()  # groups whose keys it took over
 
     def given_up(self, replica: int) -> bool:
         """Is it a replica of before the shard was taken over?"""
@@ -76,6 +81,10 @@ class MapView:
     shards: Mapping[int, ShardView]  # by group
     nodes: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[int, str] = field(default_factory=dict)
+
+    def absorbed(self) -> frozenset[int]:
+        """Groups that are no more: other shards took their keys over."""
+        return frozenset().union(*(shard.absorbed for shard in self.shards.values())) - self.shards.keys()
 
 
 EMPTY_MAP = MapView("", 0, {})
@@ -156,6 +165,13 @@ class AskMembership:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """Its shard is no more."""
+
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
 class Complain:
     """The map asks for something that must not be done; a person should know."""
 
@@ -163,7 +179,7 @@ class Complain:
     reason: str
 
 
-Action = Create | TakeOver | Retire | AskMembership | Complain
+Action = Create | TakeOver | Retire | AskMembership | Drop | Complain
 
 
 def decide(view: MapView, local: LocalState, heirs: Container[int] = ()) -> list[Action]:
@@ -176,8 +192,12 @@ def decide(view: MapView, local: LocalState, heirs: Container[int] = ()) -> list
         shard = view.shards[group]
         if not shard.awaited and (group in local.replicas or group not in heirs):
             actions += _for_shard(shard, local)
+    absorbed = view.absorbed()
     for group in sorted(local.replicas.keys() - view.shards.keys()):
         kept = local.replicas[group]
+        if group in absorbed:
+            actions.append(Drop(group))
+            continue
         actions.append(AskMembership(group, kept.replica, kept.shard_id, tuple(sorted(view.nodes))))
     return actions
 

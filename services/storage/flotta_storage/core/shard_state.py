@@ -1,13 +1,14 @@
 """A shard's own replicated record: who it is, its epoch, and which keys it owns.
 
 It changes only through the shard's log. Invariants: `epoch` starts at 1 and grows by one each time a change of the
-voter set completes (leaving a joint configuration, not entering one) and each time the shard divides; `conf_index` is
-the log index of the newest applied configuration; a key is owned iff its hash is in the residue class (`shard_index`,
-`shard_count`).
+voter set completes (leaving a joint configuration, not entering one) and each time the shard divides, takes others
+over, or is sealed; `conf_index` is the log index of the newest applied configuration; a key is owned iff its hash is in
+the residue class (`shard_index`, `shard_count`) and the shard is not sealed, which it is for good.
 """
 
 from __future__ import annotations
 
+import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,18 @@ from flotta_runtime.hashing import key_hashes
 from flotta_runtime.hashing import shard_index as index_of_key
 
 FORMAT = 1
+FORMAT_STAGED = 2  # of a shard in another stage than SERVES: the stage comes before the table's name
 TABLE_BYTES_MAX = 255
 _HEADER = struct.Struct(">BQIIQB")
+
+
+class Stage(enum.IntEnum):
+    """What a shard is to another one: its keys go over to it, or the other's to this one."""
+
+    SERVES = 0
+    FOLLOWED = 1  # what changes is noted, for the shard that is to take its keys over
+    SEALED = 2  # it owns nothing any more
+    ABSORBS = 3  # it has rows that it does not own yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +41,26 @@ class ShardState:
     shard_index: int
     shard_count: int
     conf_index: int
+    stage: Stage = Stage.SERVES
+
+    @property
+    def sealed(self) -> bool:
+        return self.stage is Stage.SEALED
 
     def owns(self, key: bytes) -> bool:
-        return index_of_key(key, self.shard_count) == self.shard_index
+        return not self.sealed and index_of_key(key, self.shard_count) == self.shard_index
 
     def own(self, keys: Sequence[bytes]) -> list[bool]:
         """Which of the keys it owns, for many at once."""
+        if self.sealed:
+            return [False] * len(keys)
         index, count = self.shard_index, self.shard_count
         return [key_hash % count == index for key_hash in key_hashes(keys)]
 
     def admits(self, epoch: int, key: bytes) -> bool:
         """May an operation routed under `epoch` (0: its sender knows none) touch `key` here?"""
+        if self.stage is Stage.SEALED:
+            return False
         return epoch == self.epoch if epoch else self.owns(key)
 
 
@@ -57,18 +77,22 @@ def birth_state(shard_id: str, table: str, shard_index: int, shard_count: int) -
 
 def encode_state(state: ShardState) -> bytes:
     table = state.table.encode()
-    header = _HEADER.pack(FORMAT, state.epoch, state.shard_index, state.shard_count, state.conf_index, len(table))
-    return header + table + state.shard_id.encode()
+    staged = state.stage is not Stage.SERVES
+    found = FORMAT_STAGED if staged else FORMAT
+    header = _HEADER.pack(found, state.epoch, state.shard_index, state.shard_count, state.conf_index, len(table))
+    return b"".join((header, bytes((state.stage,)) if staged else b"", table, state.shard_id.encode()))
 
 
 @lru_cache(maxsize=1024)  # every batch looks at its shard's record, and it hardly ever changes
 def decode_state(row: bytes) -> ShardState:
-    if len(row) <= _HEADER.size or row[0] != FORMAT:
-        raise ValueError(f"a shard record of {len(row)} bytes does not begin with format {FORMAT}")
-    _, epoch, shard_index, shard_count, conf_index, table_bytes = _HEADER.unpack_from(row)
-    id_at = _HEADER.size + table_bytes
-    table = row[_HEADER.size : id_at].decode()
-    return ShardState(row[id_at:].decode(), table, epoch, shard_index, shard_count, conf_index)
+    if len(row) <= _HEADER.size or row[0] not in (FORMAT, FORMAT_STAGED):
+        raise ValueError(f"a shard record of {len(row)} bytes does not begin with format {FORMAT} or {FORMAT_STAGED}")
+    found, epoch, shard_index, shard_count, conf_index, table_bytes = _HEADER.unpack_from(row)
+    table_at = _HEADER.size + (found == FORMAT_STAGED)
+    stage = Stage(row[_HEADER.size]) if found == FORMAT_STAGED else Stage.SERVES
+    id_at = table_at + table_bytes
+    table = row[table_at:id_at].decode()
+    return ShardState(row[id_at:].decode(), table, epoch, shard_index, shard_count, conf_index, stage)
 
 
 def after_conf(state: ShardState, index: int, before: Members, after: Members) -> ShardState:

@@ -21,7 +21,7 @@ from flotta_embedded.codec import command_encoder, decode_value, encode_value
 
 from . import keys
 from .divisions import Child, Division, decode_division, encode_division, inherited_kinds, some_rows
-from .shard_state import ShardState, decode_state, encode_state
+from .shard_state import ShardState, Stage, decode_state, encode_state
 
 SPLIT: Final = "kv.split"
 SPLIT_VERSION: Final = 1
@@ -49,7 +49,7 @@ class SplitKind(enum.IntEnum):
 
     DIVIDED = 1
     ALREADY = 2
-    NOT_NOW = 3  # another configuration by now, or an earlier division is not done with
+    NOT_NOW = 3  # another configuration by now, or an earlier division, or a merge, is not done with
     MISFIT = 4  # the children are not what this shard divides into
 
 
@@ -89,6 +89,8 @@ def _split(overlay: Overlay, command: Command) -> SplitKind:
     if not _fits(state, split):
         return SplitKind.MISFIT
     if overlay.get(keys.DIVISION_KEY) is not None or state.conf_index != split.conf_index:
+        return SplitKind.NOT_NOW
+    if state.stage is not Stage.SERVES or overlay.get(keys.FOLLOWED_KEY) is not None:
         return SplitKind.NOT_NOW
     division = Division(split.shard_count, command.revision, command.now_ms, split.voters, split.children)
     overlay.put(keys.DIVISION_KEY, encode_division(division))
