@@ -453,8 +453,10 @@ class RaftHost:
     ) -> RaftHost:
         """Open the log and recover every group in it.
 
-        `apply_delay_ms`: entries that a follower applies may wait this long for more before the eventfd is written.
-        Nothing else waits, and neither do entries that an answered read of this host waits for.
+        `apply_delay_ms`: entries that a follower applies may wait this long for more before `poll` has them; so may
+        the news of a commit, on a leader, for entries to travel with. Nothing else waits: entries that an answered
+        read of this host waits for do not, nor what came before anything else that is said of their group. In manual
+        mode the news wait for the next tick.
 
         `applied` is each group's durable applied index in the state machine: the recovered commit index is at
         least that. Raises LogCorruption, OSError, or ValueError naming the bad option.

@@ -7,7 +7,7 @@ use common::*;
 use flotta_native::raft::error::Fatal;
 use flotta_native::raft::mailbox::{Carrier, Command, Mailbox};
 use flotta_native::raft::options::Options;
-use flotta_native::raft::out::Out;
+use flotta_native::raft::out::{Applied, Out, Payload, Reason, RoleChange};
 use flotta_native::raft::wire::{decode, Outbound};
 use raft::eraftpb::MessageType;
 use std::sync::{Arc, Mutex};
@@ -65,7 +65,8 @@ fn what_a_follower_applies_waits_and_what_the_leader_applies_does_not() {
         propose(&mut cluster, leader, 7);
         settle_through(&mut cluster, node, &mailbox);
         assert_eq!(mailbox.wakes(), wakes, "node {node}");
-        assert_eq!(mailbox.poll().unwrap().applies.len(), 1);
+        assert_eq!(mailbox.poll().unwrap().applies.len(), wakes as usize, "node {node}");
+        assert_eq!(mailbox.salvage().applies.len(), 1 - wakes as usize, "node {node}");
     }
     let at_once = mailbox(0);
     propose(&mut cluster, leader, 8);
@@ -103,7 +104,7 @@ fn a_followers_applies_that_a_read_waits_for_are_told_and_so_is_what_waited_befo
 }
 
 #[test]
-fn applies_that_wait_are_told_when_they_are_many_when_it_is_time_and_with_anything_else() {
+fn applies_that_wait_are_told_when_they_are_many_and_when_it_is_time() {
     let (mut cluster, leader) = trio();
     let follower = others(leader)[0];
     let many = mailbox(NEVER_MS);
@@ -121,15 +122,140 @@ fn applies_that_wait_are_told_when_they_are_many_when_it_is_time_and_with_anythi
     soon.poll().unwrap();
     assert_eq!(soon.wait(Instant::now() + Duration::from_millis(5)).unwrap().len(), 0);
     assert_eq!(soon.wakes(), 1, "once is enough");
+}
 
-    let other = mailbox(NEVER_MS);
-    propose(&mut cluster, leader, 6002);
-    settle_through(&mut cluster, follower, &other);
-    assert_eq!(other.wakes(), 0);
+fn entry(group: u64, index: u64, request: u64) -> Applied {
+    Applied { group, index, term: 1, request, payload: Payload::Normal(b"x".to_vec().into()) }
+}
+
+fn publish(mailbox: &Mailbox, fill: impl FnOnce(&mut Out)) {
     let mut out = Out::default();
-    out.event(0, "anything", 0, "");
-    other.publish(&mut out);
-    assert_eq!((other.wakes(), other.poll().unwrap().applies.len()), (1, 1));
+    fill(&mut out);
+    mailbox.publish(&mut out);
+}
+
+fn polled(mailbox: &Mailbox) -> Vec<(u64, u64)> {
+    mailbox.poll().unwrap().applies.iter().map(|applied| (applied.group, applied.index)).collect()
+}
+
+#[test]
+fn what_is_waited_for_takes_along_what_waits_of_its_own_group_in_order_and_nothing_of_others() {
+    let mailbox = mailbox(NEVER_MS);
+    publish(&mailbox, |out| {
+        for (group, index) in [(1, 5), (2, 8), (1, 6)] {
+            out.apply(entry(group, index, 0));
+        }
+    });
+    publish(&mailbox, |out| out.apply(entry(2, 9, 0)));
+    assert_eq!((mailbox.wakes(), polled(&mailbox)), (0, vec![]));
+    publish(&mailbox, |out| {
+        out.apply(entry(3, 1, 77));
+        out.apply(entry(1, 7, 78));
+        out.apply(entry(1, 8, 0));
+        out.apply(entry(2, 10, 0));
+    });
+    assert_eq!((mailbox.wakes(), polled(&mailbox)), (1, vec![(1, 5), (1, 6), (3, 1), (1, 7), (1, 8)]));
+    publish(&mailbox, |out| out.event(0, "anything", 0, ""));
+    assert_eq!(
+        (mailbox.wakes(), polled(&mailbox)),
+        (2, vec![]),
+        "what is said of no group takes nothing along"
+    );
+    publish(&mailbox, |out| out.reads.push((2, 99, 9)));
+    assert_eq!((mailbox.wakes(), polled(&mailbox)), (3, vec![(2, 8), (2, 9), (2, 10)]));
+}
+
+#[test]
+fn everything_said_of_a_group_takes_along_what_waits_of_it() {
+    let say: [fn(&mut Out); 5] = [
+        |out| out.event(4, "anything", 0, ""),
+        |out| out.drop_one(4, 9, Reason::Lost, 0),
+        |out| out.roles.push(RoleChange { group: 4, role: 0, term: 2, leader: 1 }),
+        |out| out.snapshots_wanted.push((4, 3, 1)),
+        |out| out.compactions_wanted.push((4, 3)),
+    ];
+    for what in say {
+        let mailbox = mailbox(NEVER_MS);
+        publish(&mailbox, |out| out.apply(entry(4, 3, 0)));
+        publish(&mailbox, what);
+        assert_eq!((mailbox.wakes(), polled(&mailbox)), (1, vec![(4, 3)]));
+    }
+}
+
+#[test]
+fn what_waits_counts_as_backlog_and_leaves_with_the_last_words() {
+    let mailbox = mailbox(NEVER_MS);
+    publish(&mailbox, |out| out.apply(entry(1, 5, 0)));
+    assert_eq!(mailbox.backlog_bytes(), entry(1, 5, 0).bytes());
+    mailbox.fail(Fatal::Stopped);
+    assert_eq!((polled(&mailbox), mailbox.backlog_bytes()), (vec![(1, 5)], 0));
+    assert_eq!(mailbox.poll().err(), Some(Fatal::Stopped));
+}
+
+/// The kinds of messages that `node` says until all are silent, none of which is lost.
+fn kinds_said(cluster: &mut Cluster, node: u32) -> Vec<MessageType> {
+    let mut said = Vec::new();
+    loop {
+        let mut frames = Vec::new();
+        for each in 1..=3 {
+            cluster.host(each).drive(&mut |_| ()).unwrap();
+            for (to, frame) in cluster.host(each).take_out().messages.take() {
+                if each == node {
+                    said.extend(
+                        decode(&frame.clone().into(), to)
+                            .unwrap()
+                            .messages
+                            .iter()
+                            .map(|(_, sent)| sent.get_msg_type()),
+                    );
+                }
+                frames.push((to, frame));
+            }
+        }
+        if frames.is_empty() {
+            return said;
+        }
+        for (to, frame) in frames {
+            cluster.host(to).step(&frame.into());
+        }
+    }
+}
+
+#[test]
+fn the_news_of_a_commit_rides_with_the_next_entries_or_is_told_by_the_next_tick() {
+    let (mut cluster, leader) = trio_with(|options| options.apply_delay_ms = 5);
+    let committed = |cluster: &mut Cluster, node: u32| cluster.host(node).status(None)[0].committed;
+    kinds_said(&mut cluster, leader);
+    let before = committed(&mut cluster, leader);
+    for request in 1..=3 {
+        propose(&mut cluster, leader, request);
+        assert_eq!(
+            kinds_said(&mut cluster, leader),
+            vec![MessageType::MsgAppend; 2],
+            "entries, and nothing after"
+        );
+        assert_eq!(committed(&mut cluster, leader), before + request);
+        for follower in others(leader) {
+            assert_eq!(
+                committed(&mut cluster, follower),
+                before + request - 1,
+                "it came with the next entry"
+            );
+        }
+    }
+    assert!(cluster.host(leader).has_untold_commits());
+    cluster.host(leader).tell_commits();
+    assert_eq!(kinds_said(&mut cluster, leader), vec![MessageType::MsgAppend; 2]);
+    for follower in others(leader) {
+        assert_eq!(committed(&mut cluster, follower), before + 3);
+    }
+    cluster.host(leader).tell_commits();
+    assert_eq!(kinds_said(&mut cluster, leader), vec![], "once is enough");
+    propose(&mut cluster, leader, 4);
+    kinds_said(&mut cluster, leader);
+    cluster.host(leader).tick();
+    kinds_said(&mut cluster, leader);
+    assert_eq!(committed(&mut cluster, others(leader)[0]), before + 4, "driven by hand, a tick is the clock");
 }
 
 #[derive(Default)]

@@ -8,6 +8,7 @@ use flotta_native::raft::out::{Payload, Reason};
 use flotta_native::raft::runner::{guarded, Runner};
 use flotta_native::raft::simdisk::SimDisk;
 use raft::eraftpb::{Entry, MessageType};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 #[test]
@@ -42,11 +43,10 @@ fn trap_1_a_broken_invariant_of_the_core_is_told_with_its_text() {
 
 #[test]
 fn trap_3_election_timeouts_follow_the_seed() {
+    static SEED: AtomicU64 = AtomicU64::new(0);
     let run = |seed: u64| {
-        let mut cluster = Cluster::new(3, &[1, 2, 3], |_| ());
-        for node in 1..=3 {
-            cluster.host(node).options.seed = seed;
-        }
+        SEED.store(seed, Ordering::SeqCst);
+        let mut cluster = Cluster::new(3, &[1, 2, 3], |options| options.seed = SEED.load(Ordering::SeqCst));
         let leader = cluster.elect();
         (leader, cluster.host(leader).status(None)[0].term)
     };

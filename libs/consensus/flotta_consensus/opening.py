@@ -36,7 +36,7 @@ class HostOptions:
     entry_bytes_max: int = 32 << 20
     snapshot_timeout_ticks: int = 600
     timer_ms: int = 25  # how late a deadline may be noticed
-    apply_delay_ms: int = 0  # how long a follower's committed entries may wait for more of them
+    apply_delay_ms: int = 0  # how long followers' entries may wait for more, and the news of a commit for company
     limits: DriverLimits = field(default_factory=DriverLimits)
 
 

@@ -26,12 +26,19 @@ impl Host {
         let oldest = self.ticks.saturating_sub(2 * self.options.election_ticks as u64);
         for id in self.group_ids() {
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            group.node.tick();
-            group.age_snapshots(self.options.snapshot_timeout_ticks);
+            // Most ticks of most groups change nothing but a count.
+            let mut changed = group.node.tick();
+            changed |= group.age_snapshots(self.options.snapshot_timeout_ticks);
             for read in group.reads.drop_older(oldest) {
                 self.out.drop_one(id, read, Reason::NoLeader, group.leader());
             }
-            self.touch(id);
+            if changed {
+                self.touch(id);
+            }
+        }
+        if !self.options.background {
+            // Driven by hand, a host has no finer clock.
+            self.tell_commits();
         }
     }
 

@@ -7,7 +7,7 @@ use super::pending::Pending;
 use super::reads::Reads;
 use super::store::{sorted, Store};
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
 use raft::{Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use slog::{o, Logger};
 use std::collections::BTreeMap;
@@ -29,6 +29,10 @@ pub struct Group {
     pub dirty: bool,
     /// The commit index moved and is not in the log yet; it rides in the next frame.
     pub commit_unsaved: bool,
+    /// As a leader: the highest commit index that was sent with anything.
+    pub told_commit: u64,
+    /// It is among those whose commit index is to be told.
+    pub untold: bool,
     pub seen: Option<(u8, u64, u64)>,
     rolls: u64,
     rolled_for: (u64, u8),
@@ -82,6 +86,8 @@ impl Group {
             max_uncommitted_size: options.uncommitted_bytes_max,
             max_committed_size_per_ready: COMMITTED_BYTES_PER_READY,
             batch_append: true,
+            // The next entries bring it along; what nothing brings is told by `Host::tell_commits`.
+            skip_bcast_commit: options.apply_delay_ms > 0,
             ..Default::default()
         };
         // The core's log goes nowhere: what matters of it are the panics' texts, which the host reports.
@@ -98,6 +104,8 @@ impl Group {
             read_index: 0,
             dirty: false,
             commit_unsaved: false,
+            told_commit: 0,
+            untold: false,
             seen: None,
             rolls: 0,
             rolled_for: (u64::MAX, 0),
@@ -134,6 +142,29 @@ impl Group {
         raft.set_randomized_election_timeout(options.election_ticks + (draw % spread) as usize);
     }
 
+    /// Send what the core has to say, and remember what commit index it tells.
+    pub fn send(&mut self, messages: Vec<Message>, options: &Options, out: &mut Out) {
+        if self.is_leader() {
+            let told = messages.iter().filter(|sent| sent.get_msg_type() == MessageType::MsgAppend);
+            self.told_commit = told.map(|sent| sent.commit).max().unwrap_or(0).max(self.told_commit);
+        }
+        out.send(options.node_num, self.id, messages, options.message_bytes_max as usize);
+    }
+
+    /// Entries are committed, and its followers may not know.
+    pub fn has_untold_commit(&self) -> bool {
+        self.is_leader() && self.node.raft.raft_log.committed > self.told_commit
+    }
+
+    pub fn tell_commit(&mut self) {
+        self.untold = false;
+        if self.has_untold_commit() {
+            // A follower that takes nothing now hears it with the next heartbeat.
+            self.told_commit = self.node.raft.raft_log.committed;
+            self.node.raft.bcast_append();
+        }
+    }
+
     pub fn note_role(&mut self, out: &mut Out) {
         let raft = &self.node.raft;
         let now = (role_number(raft.state), raft.term, raft.leader_id);
@@ -163,7 +194,9 @@ impl Group {
         self.delivered = index;
         let request = self.pending.committed(index, term, |lost| out.drop_one(group, lost, Reason::Lost, 0));
         if index > self.applied_at_open {
-            out.urgent |= self.is_leader() || index <= self.read_index;
+            if self.is_leader() || index <= self.read_index {
+                out.want(group);
+            }
             out.apply(super::out::Applied { group, index, term, request, payload });
         }
         Ok(())
@@ -199,12 +232,13 @@ impl Group {
         out.snapshots_wanted.push((self.id, index, to));
     }
 
-    /// The core waits for ever for the fate of a snapshot it sent: a lost one is given up after a while.
-    pub fn age_snapshots(&mut self, timeout_ticks: u64) {
+    /// The core waits for ever for the fate of a snapshot it sent: a lost one is given up after a while. True: now.
+    pub fn age_snapshots(&mut self, timeout_ticks: u64) -> bool {
         if !self.is_leader() {
             self.snapshot_ages.clear();
-            return;
+            return false;
         }
+        let mut given_up = false;
         let sent: Vec<u64> = self
             .node
             .raft
@@ -220,8 +254,10 @@ impl Group {
             if *age > timeout_ticks {
                 self.snapshot_ages.remove(&replica);
                 self.node.report_snapshot(replica, SnapshotStatus::Failure);
+                given_up = true;
             }
         }
+        given_up
     }
 
     /// The snapshot is still travelling: count from anew.

@@ -33,6 +33,8 @@ pub struct Host {
     /// Records that must not wait for somebody else's frame.
     pub(super) must_flush: bool,
     pub(super) commits_unsaved: Vec<u64>,
+    /// Groups led here whose followers are to be told what is committed.
+    pub(super) untold: Vec<u64>,
     pub(super) incarnation: u64,
     pub(super) ticks: u64,
     /// Bytes already handed over and not yet fetched (threaded mode).
@@ -131,6 +133,7 @@ impl Host {
             after_sync: Vec::new(),
             must_flush: true,
             commits_unsaved: Vec::new(),
+            untold: Vec::new(),
             incarnation,
             ticks: 0,
             backlog_bytes: 0,

@@ -2,9 +2,10 @@
 //!
 //! Both boxes are bounded. Python is woken for what it is needed for, and once until it polls: messages that a
 //! carrier takes never wake it, and what a follower applies may wait a little for company, since nobody waits for
-//! it. Whatever ends the host is kept as the reason and makes the eventfd readable; nobody waits in vain.
+//! it (`company`). Whatever ends the host is kept as the reason and makes the eventfd readable; nobody waits in vain.
 
 use super::commands::Proposal;
+use super::company::Company;
 use super::error::Fatal;
 use super::host::Host;
 use super::options::Options;
@@ -17,10 +18,6 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Applies beyond these do not wait for more.
-const WAITING_APPLIES_MAX: usize = 4096;
-const WAITING_BYTES_MAX: u64 = 1 << 20;
 
 pub type Task = Box<dyn FnOnce(&mut Host) -> Result<(), Fatal> + Send>;
 
@@ -51,13 +48,27 @@ struct Inbox {
     resume: bool,
 }
 
-#[derive(Default)]
 struct Outbox {
     out: Out,
+    company: Company,
     /// The eventfd was written since the last poll.
     told: bool,
-    /// When to tell at the latest.
-    tell_at: Option<Instant>,
+}
+
+impl Outbox {
+    fn bytes(&self) -> u64 {
+        self.out.bytes() + self.company.bytes()
+    }
+
+    /// All that is to leave now; with `all`, what waits for company too.
+    fn take(&mut self, all: bool) -> Out {
+        let mut out = std::mem::take(&mut self.out);
+        if all || self.company.due_at().is_some_and(|at| Instant::now() >= at) {
+            self.company.release(&mut out);
+        }
+        self.told = false;
+        out
+    }
 }
 
 pub struct Mailbox {
@@ -71,7 +82,6 @@ pub struct Mailbox {
     frame_bytes_max: usize,
     inbox_bytes_max: u64,
     outbox_bytes_max: u64,
-    apply_delay: Duration,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,7 +93,11 @@ impl Mailbox {
         Ok(Mailbox {
             inbox: Mutex::default(),
             wake: Condvar::new(),
-            outbox: Mutex::default(),
+            outbox: Mutex::new(Outbox {
+                out: Out::default(),
+                company: Company::new(Duration::from_millis(options.apply_delay_ms)),
+                told: false,
+            }),
             reason: Mutex::default(),
             carrier: Mutex::default(),
             event: EventFd::new()?,
@@ -91,7 +105,6 @@ impl Mailbox {
             frame_bytes_max: options.message_bytes_max as usize,
             inbox_bytes_max: options.inbox_bytes_max,
             outbox_bytes_max: options.outbox_bytes_max,
-            apply_delay: Duration::from_millis(options.apply_delay_ms),
         })
     }
 
@@ -128,31 +141,26 @@ impl Mailbox {
         if out.is_empty() {
             return;
         }
-        let may_wait = !self.apply_delay.is_zero() && out.may_wait();
         let mut outbox = lock(&self.outbox);
-        outbox.out.absorb(out, self.frame_bytes_max);
-        if outbox.told {
-            return;
-        }
-        let enough = outbox.out.applies.len() > WAITING_APPLIES_MAX || outbox.out.bytes() > WAITING_BYTES_MAX;
-        if may_wait && !enough {
-            outbox.tell_at.get_or_insert_with(|| Instant::now() + self.apply_delay);
-        } else {
+        outbox.company.keep_back(out);
+        if !out.is_empty() {
+            outbox.out.absorb(out, self.frame_bytes_max);
             self.tell(&mut outbox);
         }
     }
 
     fn tell(&self, outbox: &mut Outbox) {
-        outbox.told = true;
-        outbox.tell_at = None;
-        self.event.notify();
-        self.wakes.fetch_add(1, Ordering::Relaxed);
+        if !outbox.told {
+            outbox.told = true;
+            self.event.notify();
+            self.wakes.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Tell what has waited long enough. Returns when the rest has.
     fn tell_if_due(&self) -> Option<Instant> {
         let mut outbox = lock(&self.outbox);
-        let at = outbox.tell_at?;
+        let at = outbox.company.due_at()?;
         if Instant::now() < at {
             return Some(at);
         }
@@ -167,11 +175,11 @@ impl Mailbox {
     }
 
     pub fn backlog_bytes(&self) -> u64 {
-        lock(&self.outbox).out.bytes()
+        lock(&self.outbox).bytes()
     }
 
     pub fn salvage(&self) -> Out {
-        std::mem::take(&mut lock(&self.outbox).out)
+        lock(&self.outbox).take(true)
     }
 
     /// What happened since the last call.
@@ -182,7 +190,7 @@ impl Mailbox {
         if let Some(reason) = reason.as_ref().filter(|reason| **reason != Fatal::Stopped) {
             return Err(reason.clone());
         }
-        let out = std::mem::take(&mut *lock(&self.outbox)).out;
+        let out = lock(&self.outbox).take(reason.is_some());
         match reason {
             Some(reason) if out.is_empty() => Err(reason),
             _ => {

@@ -1,6 +1,7 @@
 //! The Raft host: groups, their shared log, and the round that drives them.
 
 pub mod commands;
+pub mod company;
 pub mod error;
 pub mod failpoints;
 pub mod files;

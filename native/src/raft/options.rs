@@ -19,7 +19,8 @@ pub struct Options {
     pub inbox_bytes_max: u64,
     pub outbox_bytes_max: u64,
     pub snapshot_timeout_ticks: u64,
-    /// How long what a follower applies may wait for company before the application is woken; 0: not at all.
+    /// How long what a follower applies may wait for company before the application gets it, and how long a leader's
+    /// followers may not know of a commit that no entries tell them of; 0: not at all.
     pub apply_delay_ms: u64,
     /// Prepare the next segment on a thread of its own (threaded mode); manual mode does it in place.
     pub background: bool,

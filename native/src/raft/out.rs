@@ -34,6 +34,16 @@ pub struct Applied {
     pub payload: Payload,
 }
 
+impl Applied {
+    /// What it takes of the outbox.
+    pub fn bytes(&self) -> u64 {
+        64 + match &self.payload {
+            Payload::Normal(bytes) | Payload::Snapshot(_, bytes) => bytes.len() as u64,
+            Payload::Empty | Payload::Conf(_) => 0,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoleChange {
     pub group: u64,
@@ -82,8 +92,8 @@ pub struct Out {
     pub snapshots_wanted: Vec<(u64, u64, u64)>,
     pub compactions_wanted: Vec<(u64, u64)>,
     pub events: Vec<Event>,
-    /// Somebody waits for an entry among `applies`.
-    pub urgent: bool,
+    /// Groups with an entry among `applies` that somebody waits for.
+    wanted: BTreeSet<u64>,
     applied_bytes: u64,
     /// Events a peer can cause at will are told once per poll.
     told: BTreeSet<(u64, &'static str, u64)>,
@@ -102,17 +112,27 @@ impl Out {
             && self.events.is_empty()
     }
 
-    /// Only entries that a follower applies, none of which anybody waits for.
-    pub fn may_wait(&self) -> bool {
-        !self.urgent
-            && self.messages.is_empty()
-            && self.snapshot_messages.is_empty()
-            && self.roles.is_empty()
-            && self.reads.is_empty()
-            && self.dropped.is_empty()
-            && self.snapshots_wanted.is_empty()
-            && self.compactions_wanted.is_empty()
-            && self.events.is_empty()
+    /// Somebody waits for what this group applies.
+    pub fn want(&mut self, group: u64) {
+        self.wanted.insert(group);
+    }
+
+    /// Groups whose entries must not wait: somebody waits for one, or something else is said of the group, which is
+    /// true only of a state that has them.
+    pub fn wanted_groups(&self) -> BTreeSet<u64> {
+        let roles = self.roles.iter().map(|role| role.group);
+        let reads = self.reads.iter().map(|read| read.0);
+        let dropped = self.dropped.iter().map(|dropped| dropped.group);
+        let snapshots = self.snapshots_wanted.iter().map(|wanted| wanted.0);
+        let compactions = self.compactions_wanted.iter().map(|wanted| wanted.0);
+        let events = self.events.iter().map(|event| event.group);
+        let said = roles.chain(reads).chain(dropped).chain(snapshots).chain(compactions).chain(events);
+        self.wanted.iter().copied().chain(said).collect()
+    }
+
+    pub fn take_applies(&mut self) -> Vec<Applied> {
+        self.applied_bytes = 0;
+        std::mem::take(&mut self.applies)
     }
 
     pub fn bytes(&self) -> u64 {
@@ -120,13 +140,10 @@ impl Out {
     }
 
     pub fn apply(&mut self, applied: Applied) {
-        self.applied_bytes += 64
-            + match &applied.payload {
-                Payload::Normal(bytes) | Payload::Snapshot(_, bytes) => bytes.len() as u64,
-                Payload::Empty | Payload::Conf(_) => 0,
-            };
-        self.urgent |= applied.request != 0;
-        self.urgent |= !matches!(applied.payload, Payload::Normal(_) | Payload::Empty);
+        self.applied_bytes += applied.bytes();
+        if applied.request != 0 || !matches!(applied.payload, Payload::Normal(_) | Payload::Empty) {
+            self.want(applied.group);
+        }
         self.applies.push(applied);
     }
 
@@ -181,7 +198,7 @@ impl Out {
         self.compactions_wanted.append(&mut later.compactions_wanted);
         self.events.append(&mut later.events);
         self.applied_bytes += std::mem::take(&mut later.applied_bytes);
-        self.urgent |= std::mem::take(&mut later.urgent);
+        self.wanted.append(&mut later.wanted);
         later.told.clear();
     }
 }

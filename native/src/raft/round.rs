@@ -73,7 +73,6 @@ impl Host {
 
     /// Take what a group has ready: into the log's frame, into its store, and out what may leave at once.
     fn collect(&mut self, id: u64, sync: &mut bool) -> Option<Turn> {
-        let frame_bytes_max = self.options.message_bytes_max as usize;
         // Named twice when a group was removed and created again since: one ready at a time.
         let group = self.groups.get_mut(&id).filter(|group| group.dirty)?;
         group.dirty = false;
@@ -89,7 +88,7 @@ impl Host {
                 group.read_index = group.read_index.max(state.index);
             }
         }
-        self.out.send(self.options.node_num, id, ready.take_messages(), frame_bytes_max);
+        group.send(ready.take_messages(), &self.options, &mut self.out);
         let mut installed = None;
         if !ready.snapshot().is_empty() {
             let snapshot = ready.snapshot().clone();
@@ -118,16 +117,14 @@ impl Host {
     /// The group's frame is durable: send what waited for it, and deliver.
     fn advance(&mut self, turn: Turn) -> Result<(), Fatal> {
         let Turn { group: id, ready, mut committed, after_sync, installed } = turn;
-        let frame_bytes_max = self.options.message_bytes_max as usize;
-        let node_num = self.options.node_num;
         // Removed by a command between two rounds at the earliest, never inside one.
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
         if !after_sync.is_empty() {
             self.failpoints.pass(points::BEFORE_SEND)?;
         }
-        self.out.send(node_num, id, after_sync, frame_bytes_max);
+        group.send(after_sync, &self.options, &mut self.out);
         let mut light = group.node.advance_append(ready);
-        self.out.send(node_num, id, light.take_messages(), frame_bytes_max);
+        group.send(light.take_messages(), &self.options, &mut self.out);
         committed.extend(light.take_committed_entries());
         if let Some(commit) = light.commit_index() {
             group.node.mut_store().hard.commit = commit;
@@ -158,8 +155,27 @@ impl Host {
             group.node.raft.bcast_append();
             group.node.raft.become_follower(term, raft::INVALID_ID);
         }
+        if !group.untold && group.has_untold_commit() {
+            group.untold = true;
+            self.untold.push(id);
+        }
         self.touch(id);
         Ok(())
+    }
+
+    /// Some group's followers may not know what is committed, and nothing brings them the news.
+    pub fn has_untold_commits(&self) -> bool {
+        !self.untold.is_empty()
+    }
+
+    /// Tell them.
+    pub fn tell_commits(&mut self) {
+        for id in std::mem::take(&mut self.untold) {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.tell_commit();
+                self.touch(id);
+            }
+        }
     }
 }
 

@@ -190,8 +190,9 @@ fn handle(host: &mut Host, command: Command) -> Result<(), Fatal> {
 
 fn run(host: &mut Host, mailbox: &Mailbox, tick: Duration) -> Result<(), Fatal> {
     let mut next_tick = Instant::now() + tick;
+    let mut tell_at: Option<Instant> = None;
     let publish = &mut |out: &mut Out| mailbox.publish(out);
-    while let Some(commands) = mailbox.wait(next_tick) {
+    while let Some(commands) = mailbox.wait(tell_at.map_or(next_tick, |at| at.min(next_tick))) {
         let now = Instant::now();
         host.backlog_bytes = mailbox.backlog_bytes();
         let stalled = host.backlog_bytes > host.options.outbox_bytes_max;
@@ -205,8 +206,16 @@ fn run(host: &mut Host, mailbox: &Mailbox, tick: Duration) -> Result<(), Fatal> 
         for command in commands {
             handle(host, command)?;
         }
+        if tell_at.is_some_and(|at| now >= at) {
+            tell_at = None;
+            host.tell_commits();
+        }
         host.drive(publish)?;
         publish(host.out());
+        if host.has_untold_commits() {
+            let delay = Duration::from_millis(host.options.apply_delay_ms);
+            tell_at.get_or_insert_with(|| Instant::now() + delay);
+        }
     }
     host.close()
 }

@@ -256,7 +256,11 @@ impl Cluster {
 }
 
 pub fn trio() -> (Cluster, u32) {
-    let mut cluster = Cluster::new(3, &[1, 2, 3], |_| ());
+    trio_with(|_| ())
+}
+
+pub fn trio_with(tune: fn(&mut Options)) -> (Cluster, u32) {
+    let mut cluster = Cluster::new(3, &[1, 2, 3], tune);
     let leader = cluster.elect();
     cluster.settle();
     (cluster, leader)

@@ -90,11 +90,11 @@ class StorageSettings(TracedSettings):
         default=10, ge=5, le=1_000, description="Ticks without a leader after which a replica stands for election."
     )
     apply_delay_ms: int = Field(
-        default=5,
+        default=20,
         ge=0,
         le=1_000,
-        description="Committed entries of a follower wait so long for more, and are applied together. EVENTUAL reads "
-        "there may be as much older; nothing else waits.",
+        description="Followers hear of a commit with the next entries, or so much later, and entries may wait as long "
+        "for more. EVENTUAL reads there may be twice as much older; nothing else waits.",
     )
 
     @model_validator(mode="after")
