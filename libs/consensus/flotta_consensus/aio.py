@@ -9,6 +9,7 @@ a loop that stalled continues from now: nothing is made up for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ class GroupHost(Groups):
         self._started = False
         self._asked = False
         self._scheduled = False
+        self._hurry = asyncio.Event()  # somebody may wait: deadlines are to be looked at
 
     @classmethod
     def open(
@@ -185,6 +187,7 @@ class GroupHost(Groups):
         """Hand everything that was asked at about the same time to the host; its news will wake us."""
         if not self._asked and not self._ending.is_set():
             self._asked = True
+            self._hurry.set()
             self._turns.soon(self._submit)
 
     def _submit(self) -> None:
@@ -196,6 +199,7 @@ class GroupHost(Groups):
         """One turn for everything that is asked at about the same time."""
         if not self._scheduled and not self._ending.is_set():
             self._scheduled = True
+            self._hurry.set()
             self._turns.at_end(self._turn)
 
     def _turn(self) -> None:
@@ -228,10 +232,16 @@ class GroupHost(Groups):
         self._wake()
 
     async def _keep_time(self) -> None:
-        """A deadline is noticed `timer_ms` late at most. While nobody waits there is none."""
-        beats = 0
+        """A deadline is noticed `timer_ms` late at most. While nobody waits there is none, and the loop is left alone
+        but for a look in `IDLE_BEATS` of them."""
+        beat_s = self._options.timer_ms / 1000
         while True:
-            await asyncio.sleep(self._options.timer_ms / 1000)
-            beats += 1
-            if self._driver.waiting() or beats % IDLE_BEATS == 0:
-                self._turn()
+            self._hurry.clear()
+            if self._driver.waiting():
+                await asyncio.sleep(beat_s)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(beat_s * IDLE_BEATS):
+                        await self._hurry.wait()
+                    continue
+            self._turn()

@@ -15,6 +15,7 @@ from flotta_runtime.errors import FlottaError, NotLeader, Unavailable
 from flotta_runtime.server import Channel, Dial
 from flotta_runtime.status import from_rpc_error
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 RPC_TIMEOUT_MS = 1_500
@@ -27,6 +28,7 @@ class CoordinatorLink:
         self._coordinators = tuple(coordinators)
         self._dial = dial
         self._channels: dict[str, Channel] = {}
+        self._stubs: dict[tuple[str, Callable[[grpc.aio.Channel], Any]], Any] = {}
         self.preferred = self._coordinators[0]
 
     def channel(self, address: str) -> Channel:
@@ -35,11 +37,23 @@ class CoordinatorLink:
             made = self._channels[address] = self._dial(address)
         return made
 
+    def stub(self, kind: Callable[[grpc.aio.Channel], S], address: str) -> S:
+        """Made once: a stub makes an object for each method of its service."""
+        made: S | None = self._stubs.get((address, kind))
+        if made is None:
+            made = self._stubs[address, kind] = kind(self.channel(address).grpc)
+        return made
+
     async def call(
-        self, method: Callable[[grpc.aio.Channel], Callable[..., Awaitable[T]]], request: Any, *, timeout_ms: int = 0
+        self,
+        kind: Callable[[grpc.aio.Channel], S],
+        method: Callable[[S], Callable[..., Awaitable[T]]],
+        request: Any,
+        *,
+        timeout_ms: int = 0,
     ) -> T:
-        """`method(channel)` is the stub's method. Unavailable if no coordinator could serve it; every other error is
-        the serving coordinator's answer."""
+        """`kind` is the stub's class, `method(stub)` one of its methods. Unavailable if no coordinator could serve it;
+        every other error is the serving coordinator's answer."""
         queue = list(dict.fromkeys((self.preferred, *self._coordinators)))
         asked: dict[str, int] = {}
         last: FlottaError = Unavailable("no coordinator answers")
@@ -50,7 +64,7 @@ class CoordinatorLink:
             asked[address] = asked.get(address, 0) + 1
             link = self.channel(address)
             try:
-                answer = await method(link.grpc)(
+                answer = await method(self.stub(kind, address))(
                     request, timeout=(timeout_ms or RPC_TIMEOUT_MS) / 1000, metadata=link.metadata
                 )
             except grpc.aio.AioRpcError as error:
@@ -74,4 +88,5 @@ class CoordinatorLink:
 
     async def close(self) -> None:
         made, self._channels = self._channels, {}
+        self._stubs.clear()
         await asyncio.gather(*(one.close() for one in made.values()))

@@ -38,7 +38,7 @@ async def say_hello(link: CoordinatorLink, request: pb.NodeHelloRequest) -> pb.N
     told = ""
     while True:
         try:
-            answer = await link.call(lambda channel: ClusterStub(channel).NodeHello, request)
+            answer: pb.NodeHelloResponse = await link.call(ClusterStub, lambda stub: stub.NodeHello, request)
         except FlottaError as error:
             # Without a number yet, nothing is lost by stopping; a known node serves on, and its operator reads the log.
             if isinstance(error, InvalidArgument) or (isinstance(error, Unauthenticated) and not request.cluster_id):
@@ -193,7 +193,7 @@ class Heartbeats:
             node_id=self._node_id, store_id=self._store_id, map_version=self._model.version, reports=due
         )
         try:
-            answer = await self._link.call(lambda channel: ClusterStub(channel).NodeHeartbeat, request)
+            answer = await self._link.call(ClusterStub, lambda stub: stub.NodeHeartbeat, request)
         except FlottaError as error:
             self._tell(error.message)
             return

@@ -125,7 +125,7 @@ class MapWatch:
     async def _fetch(self) -> None:
         request = pb.GetShardMapRequest(if_version_gt=self._model.version)
         try:
-            response = await self._link.call(lambda channel: CoordinatorStub(channel).GetShardMap, request)
+            response = await self._link.call(CoordinatorStub, lambda stub: stub.GetShardMap, request)
             newer = response.HasField("state") and self._model.take_state(response.state)
         except ForeignMapError as error:
             self._log.error("shard map refused", reason=str(error))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from flotta_embedded.simulated import SimEngine
 from flotta_proto.flotta import cluster_pb2
 from flotta_proto.kvdb import coordinator_pb2
+from flotta_runtime.server import Channel
 from flotta_runtime.settings import SettingsError, load_settings
+from flotta_storage.coordinator_link import CoordinatorLink
 from flotta_storage.core.guarantees import STRONG, Demand, Guarantee, demand
 from flotta_storage.core.replicas import LocalReplica, Origin
 from flotta_storage.heartbeat import ReportBook
@@ -129,6 +133,22 @@ def test_a_read_gets_at_least_what_it_asks_for(asked: tuple[int, int, int, int],
 
 def settings(*flags: str) -> StorageSettings:
     return load_settings(StorageSettings, [*flags, "--internal-token", "t"], {})
+
+
+def test_a_stub_is_made_once_for_each_coordinator() -> None:
+    dialled: list[str] = []
+
+    def dial(address: str) -> Channel:
+        dialled.append(address)
+        return cast("Channel", SimpleNamespace(grpc=address))
+
+    link = CoordinatorLink(("a:1", "b:2"), dial)
+    first = link.stub(list, "a:1")
+    assert first == ["a", ":", "1"]
+    assert link.stub(list, "a:1") is first
+    assert link.stub(set, "a:1") == {"a", ":", "1"}
+    assert link.stub(list, "b:2") == ["b", ":", "2"]
+    assert dialled == ["a:1", "b:2"]
 
 
 def test_settings() -> None:
