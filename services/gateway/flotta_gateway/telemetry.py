@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING
 
 from flotta_proto.flotta.storage_pb2 import OperationKind
 from flotta_proto.kvdb.gateway_pb2 import Status
-from flotta_runtime.metrics import BATCH_BUCKETS, Metrics
+from flotta_runtime.metrics import BATCH_BUCKETS, LoopCount, Metrics
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter
-
     from flotta_gateway.dispatcher import Dispatcher
     from flotta_gateway.link_pool import LinkPool
     from flotta_gateway.map_cache import MapCache
@@ -22,16 +20,16 @@ class Telemetry:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._requests = metrics.counter(
+        self._requests = metrics.loop_counter(
             "flotta_gateway_requests_total", "Requests answered, by operation and status code.", ("operation", "code")
         )
         self._resent = metrics.counter(
             "flotta_gateway_resends_total", "Attempts made after a failed one, by what it failed with.", ("code",)
         )
-        self._batches = metrics.histogram(
+        self._batches = metrics.loop_histogram(
             "flotta_gateway_batch_requests", "Requests routed in one pass.", buckets=BATCH_BUCKETS
         )
-        self._answered: dict[tuple[int, int], Counter] = {}
+        self._answered: dict[tuple[int, int], LoopCount] = {}
 
     def watch(self, dispatcher: Dispatcher, scanner: Scanner, maps: MapCache, pool: LinkPool) -> None:
         """Add the figures that are read when scraped."""
@@ -72,7 +70,7 @@ class Telemetry:
         if child is None:
             names = (OperationKind.Name(kind), Status.Code.Name(code))  # type: ignore[arg-type]
             child = self._answered[kind, code] = self._requests.labels(*names)
-        child.inc(count)
+        child.value += count
 
     def resent(self, code: int) -> None:
         """One attempt failed, and another follows."""

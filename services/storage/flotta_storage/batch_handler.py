@@ -115,6 +115,21 @@ class _Writes:
         self.size = 0
 
 
+class _Stamp:
+    """The stamp of a batch: clocks are compared once, and only if something is to be written."""
+
+    __slots__ = ("_source", "_stamp_ms")
+
+    def __init__(self, source: StampSource) -> None:
+        self._source = source
+        self._stamp_ms: int | None = None
+
+    def ms(self) -> int:
+        if self._stamp_ms is None:
+            self._stamp_ms = self._source()
+        return self._stamp_ms
+
+
 class BatchHandler:
     """See the module. Until `attach` and after `detach` everything is UNAVAILABLE."""
 
@@ -162,6 +177,7 @@ class BatchHandler:
         for operation in operations:
             by_shard.setdefault(operation.shard_id, []).append(operation)
         refused: list[Reply] = []
+        stamp = _Stamp(self._stamp_ms)
         for shard_id, ours in by_shard.items():
             replica = self._replicas.of_shard(shard_id)
             state = replica.state() if replica is not None else None
@@ -169,7 +185,8 @@ class BatchHandler:
                 refused += [self._refusal(operation, None) for operation in ours]
                 continue
             dividing = state.sealed or replica.division() is not None
-            reads, scans, writes = self._sort(ours, state, groups.role(replica.group), refused, dividing=dividing)
+            role = groups.role(replica.group)
+            reads, scans, writes = self._sort(ours, state, role, stamp, refused, dividing=dividing)
             if reads:
                 to_read.add(replica, reads, answers)
             if scans:
@@ -184,6 +201,7 @@ class BatchHandler:
         operations: Sequence[Operation],
         state: ShardState,
         role: RoleChange | None,
+        stamp: _Stamp,
         refused: list[Reply],
         *,
         dividing: bool,
@@ -192,7 +210,6 @@ class BatchHandler:
         reads: list[Admitted] = []
         scans: list[Admitted] = []
         writes: dict[int, _Writes] = {}
-        stamp_ms: int | None = None
         leads = role is not None and role.is_leader
         keys = [operation.key for operation in operations]
         for operation, key, owned in zip(operations, keys, state.own(keys), strict=True):
@@ -223,13 +240,11 @@ class BatchHandler:
             elif kind == GET:
                 reads.append((operation, size))
             else:
-                if stamp_ms is None:
-                    stamp_ms = self._stamp_ms()
                 batch = writes.get(timeout_ms := self._deadlines.bucket(operation))
                 if batch is None:
                     batch = writes[timeout_ms] = _Writes()
                 batch.operations.append(operation)
-                batch.payloads.append(write_payload(stamp_ms, key, value, kind == DELETE, epoch, *conditions))
+                batch.payloads.append(write_payload(stamp.ms(), key, value, kind == DELETE, epoch, *conditions))
                 batch.size += size
         return reads, scans, writes
 

@@ -24,10 +24,10 @@ class Telemetry:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._batch_size = metrics.histogram(
+        self._batch_size = metrics.loop_histogram(
             "flotta_storage_batch_operations", "Operations per batch handed to the node.", buckets=BATCH_BUCKETS
         )
-        answered = metrics.counter("flotta_storage_operations_total", "Operations answered, by code.", ("code",))
+        answered = metrics.loop_counter("flotta_storage_operations_total", "Operations answered, by code.", ("code",))
         self._answered = {number: answered.labels(name) for name, number in Status.Code.items()}
         self._ok = self._answered[_OK]
 
@@ -37,10 +37,10 @@ class Telemetry:
     def answered(self, replies: Sequence[Reply]) -> None:
         codes = [reply.code for reply in replies]
         if codes.count(_OK) == len(codes):
-            self._ok.inc(len(codes))
+            self._ok.value += len(codes)
             return
         for code, count in Counter(codes).items():
-            self._answered[code].inc(count)
+            self._answered[code].value += count
 
     def watch(self, budget: Budget, replicas: ReplicaTable, stamps: Stamps) -> None:
         """Numbers read when scraped."""

@@ -377,3 +377,18 @@ async def test_operations_with_a_sampled_trace_context_leave_a_span() -> None:
         ("Get", "NOT_FOUND"),
     }
     assert {(span["traceId"], span["parentSpanId"]) for span in spans} == {(trace, parent)}
+
+
+def test_clocks_are_compared_once_a_batch_and_only_for_writes() -> None:
+    setup = Setup()
+    looks: list[int] = []
+    walls_ms = setup.peers.walls_ms
+    setup.peers.walls_ms = lambda at_ms: looks.append(at_ms) or walls_ms(at_ms)  # type: ignore[method-assign,func-returns-value]
+    writes = [pb.Operation(kind=pb.PUT, key=b"key-%d" % n, value=b"1", deadline_ms=n * 1_000) for n in (1, 2, 3)]
+    assert [reply.code for reply in setup.run(*writes)] == [Status.OK] * 3
+    assert len(setup.groups.proposals) == 3
+    assert len(looks) == 1
+    read = pb.Operation(kind=pb.GET, key=b"key-1", consistency=gateway_pb2.EVENTUAL)
+    setup.run(read)
+    setup.run(*writes)
+    assert len(looks) == 2
