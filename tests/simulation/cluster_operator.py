@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster_checks import has_quorum
 from cluster_clients import Outsider, pause_of
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from cluster_world import Cluster
 
 ORDER_TIMEOUT_MS = 3_000
+
+S = TypeVar("S")
 
 
 class Operator:
@@ -71,18 +73,18 @@ class Operator:
         created = False
         while not created:
             await asyncio.sleep(0.3)
-            created = await self._order("create", lambda channel: CoordinatorStub(channel).InitShards, request)
+            created = await self._order("create", CoordinatorStub, lambda stub: stub.InitShards, request)
         while not self._stopped:
             await asyncio.sleep(pause_of(rng, profile.event_every_ms))
             if not self._stopped and profile.events:
                 name = rng.choice(profile.events)
                 await self._events[name](self._cluster.map_rules.newest)
 
-    async def _order(self, name: str, method: Any, request: Any) -> bool:
+    async def _order(self, name: str, kind: type[S], method: Callable[[S], Any], request: Any) -> bool:
         """Give one order; whether it was taken."""
         transcript = self._cluster.world.transcript
         try:
-            answer = await self._link.call(method, request, timeout_ms=ORDER_TIMEOUT_MS)
+            answer = await self._link.call(kind, method, request, timeout_ms=ORDER_TIMEOUT_MS)
         except FlottaError as error:
             transcript.count(f"{name}_failed")
             transcript.note("operator", f"{name}: {error.message[:100]}")
@@ -93,7 +95,7 @@ class Operator:
 
     async def _register(self, node: StorageProcess) -> None:
         request = pb.RegisterNodeRequest(node_id=node.name, address=node.address, zone="local")
-        await self._order("register", lambda channel: CoordinatorStub(channel).RegisterNode, request)
+        await self._order("register", CoordinatorStub, lambda stub: stub.RegisterNode, request)
 
     # -- orders -------------------------------------------------------------------------------------------------
 
@@ -109,48 +111,48 @@ class Operator:
                 from_node_id=self._rng.choice(shard.members).node_id,
                 to_node_id=self._rng.choice(outside),
             )
-            await self._order("move", lambda channel: OperatorStub(channel).MoveReplica, request)
+            await self._order("move", OperatorStub, lambda stub: stub.MoveReplica, request)
 
     async def _cancel(self, state: ClusterState) -> None:
         moving = sorted(shard.shard_id for shard in state.shards.values() if shard.moving)
         if moving:
             request = op.CancelMoveRequest(shard_id=self._rng.choice(moving))
-            await self._order("cancel", lambda channel: OperatorStub(channel).CancelMove, request)
+            await self._order("cancel", OperatorStub, lambda stub: stub.CancelMove, request)
 
     async def _drain(self, state: ClusterState) -> None:
         if self._healed(state) and state.nodes:
             request = op.DrainNodeRequest(node_id=self._rng.choice(sorted(state.nodes)))
-            await self._order("drain", lambda channel: OperatorStub(channel).DrainNode, request)
+            await self._order("drain", OperatorStub, lambda stub: stub.DrainNode, request)
 
     async def _undrain(self, state: ClusterState) -> None:
         draining = sorted(node.node_id for node in state.nodes.values() if node.draining)
         if draining:
             request = op.DrainNodeRequest(node_id=self._rng.choice(draining), cancel=True)
-            await self._order("undrain", lambda channel: OperatorStub(channel).DrainNode, request)
+            await self._order("undrain", OperatorStub, lambda stub: stub.DrainNode, request)
 
     async def _decommission(self, state: ClusterState) -> None:
         gone = sorted(node.name for node in self._cluster.storages if node.gone and node.name in state.nodes)
         if gone:
             request = op.RemoveNodeRequest(node_id=self._rng.choice(gone))
-            await self._order("remove", lambda channel: OperatorStub(channel).RemoveNode, request)
+            await self._order("remove", OperatorStub, lambda stub: stub.RemoveNode, request)
         elif self._healed(state) and len(state.nodes) > 3:
             drain = op.DrainNodeRequest(node_id=self._rng.choice(sorted(state.nodes)), remove=True)
-            await self._order("decommission", lambda channel: OperatorStub(channel).DrainNode, drain)
+            await self._order("decommission", OperatorStub, lambda stub: stub.DrainNode, drain)
 
     async def _factor(self, state: ClusterState) -> None:
         if self._healed(state):
             request = op.SetReplicationFactorRequest(replication_factor=self._rng.choice((1, 2, 3, 3, 4)))
-            await self._order("factor", lambda channel: OperatorStub(channel).SetReplicationFactor, request)
+            await self._order("factor", OperatorStub, lambda stub: stub.SetReplicationFactor, request)
 
     async def _reshard(self, state: ClusterState) -> None:
         """Once a run."""
         table = state.partitioning
         if table is not None and table.num_shards == len(state.shards) == self._cluster.profile.shards:
             request = op.SetShardCountRequest(table=table.name, num_shards=table.num_shards * self._rng.choice((2, 3)))
-            await self._order("reshard", lambda channel: OperatorStub(channel).SetShardCount, request)
+            await self._order("reshard", OperatorStub, lambda stub: stub.SetShardCount, request)
 
     async def _rebalance(self, state: ClusterState) -> None:
-        await self._order("rebalance", lambda channel: OperatorStub(channel).Rebalance, op.RebalanceRequest())
+        await self._order("rebalance", OperatorStub, lambda stub: stub.Rebalance, op.RebalanceRequest())
 
     async def _lead(self, state: ClusterState) -> None:
         shard = self._shard(state)
@@ -158,7 +160,7 @@ class Operator:
             request = pb.SetShardLeaderRequest(
                 shard_id=shard.shard_id, epoch=shard.epoch, leader_node_id=self._rng.choice(shard.members).node_id
             )
-            await self._order("lead", lambda channel: CoordinatorStub(channel).SetShardLeader, request)
+            await self._order("lead", CoordinatorStub, lambda stub: stub.SetShardLeader, request)
 
     # -- machines -----------------------------------------------------------------------------------------------
 
