@@ -74,6 +74,7 @@ CLUSTER = Simulator(
         "nodes_destroyed": "machines destroyed",
         "connections_cut": "connections cut",
         "children_checked": "shards born of others",
+        "shards_merged": "shards taken over by others",
         "event_removed": "replicas removed",
         "scan_pages": "pages of scans",
     },

@@ -116,24 +116,27 @@ class Views:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._seen: dict[tuple[str, int], tuple[int, dict[str, int]]] = {}
+        self._seen: dict[tuple[str, int], tuple[int, dict[int, int]]] = {}
         self.looks = 0
 
     def look(self) -> None:
         for gateway in self._cluster.gateways:
             if gateway.alive and gateway.maps is not None:
                 current = gateway.maps.current
-                epochs = {route.shard_id: route.epoch for route in current.routes if route is not None}
+                routes = (route for route in current.routes if route is not None)
+                epochs = {current.shards[route.shard_id].detail.group_id: route.epoch for route in routes}
                 self._forward(gateway.name, gateway.incarnation, current.version, epochs)
         for node in self._cluster.storages:
             if node.alive:
-                epochs = {shard.shard_id: shard.epoch for shard in node.model.view.shards.values()}
+                epochs = {group: shard.epoch for group, shard in node.model.view.shards.items()}
                 self._forward(node.name, node.incarnation, node.model.version, epochs)
 
-    def _forward(self, name: str, incarnation: int, version: int, epochs: dict[str, int]) -> None:
+    def _forward(self, name: str, incarnation: int, version: int, epochs: dict[int, int]) -> None:
         self.looks += 1
         known_version, known = self._seen.get((name, incarnation), (0, {}))
-        back = [shard for shard, epoch in epochs.items() if epoch < known.get(shard, 0)]
+        back = [group for group, epoch in epochs.items() if epoch < known.get(group, 0)]
         if version < known_version or back:
-            raise SafetyViolation(f"{name}'s map went back from version {known_version} to {version}, epochs of {back}")
+            raise SafetyViolation(
+                f"{name}'s map went back from version {known_version} to {version}, epochs of the groups {back}"
+            )
         self._seen[name, incarnation] = (version, epochs)

@@ -17,7 +17,7 @@ from cluster_rpc import sim_dial
 from cluster_wires import RESET
 from flotta_consensus.api import node_of
 from flotta_consensus.sim.clock import stream
-from flotta_coordinator.core.state import ClusterState, JobStatus, Shard
+from flotta_coordinator.core.state import ClusterState, JobKind, JobStatus, Shard
 from flotta_proto.flotta import operator_pb2 as op
 from flotta_proto.flotta.operator_pb2_grpc import OperatorStub
 from flotta_proto.kvdb import coordinator_pb2 as pb
@@ -145,10 +145,24 @@ class Operator:
             await self._order("factor", OperatorStub, lambda stub: stub.SetReplicationFactor, request)
 
     async def _reshard(self, state: ClusterState) -> None:
-        """Once a run."""
+        """A multiple, once a run; or any number, unless that is under way: then it may be called off."""
         table = state.partitioning
+        if self._cluster.profile.any_count:
+            await self._reshard_to_any(state)
+            return
         if table is not None and table.num_shards == len(state.shards) == self._cluster.profile.shards:
             request = op.SetShardCountRequest(table=table.name, num_shards=table.num_shards * self._rng.choice((2, 3)))
+            await self._order("reshard", OperatorStub, lambda stub: stub.SetShardCount, request)
+
+    async def _reshard_to_any(self, state: ClusterState) -> None:
+        kind, status = JobKind.SHARD_COUNT, JobStatus.RUNNING
+        under_way = [job.number for job in state.jobs.values() if (job.kind, job.status) == (kind, status)]
+        table = state.partitioning
+        if under_way and self._rng.random() < 0.15:
+            cancel = op.CancelJobRequest(number=under_way[0])
+            await self._order("reshard_cancel", OperatorStub, lambda stub: stub.CancelJob, cancel)
+        elif table is not None and not under_way:
+            request = op.SetShardCountRequest(table=table.name, num_shards=self._rng.choice((1, 2, 3, 4, 6, 8)))
             await self._order("reshard", OperatorStub, lambda stub: stub.SetShardCount, request)
 
     async def _rebalance(self, state: ClusterState) -> None:

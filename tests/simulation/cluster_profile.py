@@ -29,6 +29,7 @@ class ClusterProfile:
     run_ms: int
     event_every_ms: int
     events: tuple[str, ...]
+    any_count: bool  # "reshard" asks for any number of shards, time and again; otherwise for a multiple, once
     catch_up_entries: int
     network: NetworkProfile
     faults: FaultProfile
@@ -50,6 +51,9 @@ def draw_cluster(seed: int, *, run_ms: int = 18_000) -> ClusterProfile:
     shape, times = stream(seed, "cluster/shape"), stream(seed, "cluster/times")
     faults = draw_faults(stream(seed, "cluster/faults"))
     divisions = ("reshard",) * stream(seed, "cluster/divisions").choice((0, 1, 3))
+    any_count = stream(seed, "cluster/counts").random() < 0.2
+    if any_count:
+        divisions = ("reshard",) * 8
     # Twice as many processes as in the other simulator, so each fault may come half as often.
     faults = replace(
         faults,
@@ -75,6 +79,7 @@ def draw_cluster(seed: int, *, run_ms: int = 18_000) -> ClusterProfile:
         run_ms=run_ms,
         event_every_ms=times.choice((700, 1_500, 3_000)),
         events=(*sorted(event for event in EVENTS if times.random() < 0.7), *divisions),
+        any_count=any_count,
         catch_up_entries=times.choice((8, 256)),
         network=draw_network(stream(seed, "cluster/network")),
         faults=faults,

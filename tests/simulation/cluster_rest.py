@@ -69,8 +69,8 @@ def _shard(cluster: Cluster, state: ClusterState, shard: Shard, idle: bool) -> s
         replica = node.table.of_group(shard.group_id)
         if replica is None or replica.replica != member.replica_id:
             return f"{shard.shard_id}: {node.name} does not hold {member.replica_id:#x}"
-        if shard.parent or replica.division() is not None:
-            return f"{shard.shard_id}: its division is not done with on {node.name}"
+        if shard.parent or shard.order or replica.has_strangers() or replica.is_noted():
+            return f"{shard.shard_id}: its division, or what it copies, is not done with on {node.name}"
         members = replica.machine.members()
         if set(members.voters) != {one.replica_id for one in shard.members} or members.learners or members.outgoing:
             return f"{shard.shard_id}: {node.name} has {members}"

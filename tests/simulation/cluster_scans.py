@@ -114,7 +114,8 @@ class ScanClient:
             first = shard_index(key, cluster.profile.shards)
             operation = cluster.history.call(self.number, first, "get", key, 0, called_us)
             operation.result = found.get(key)
-            operation.revision = revisions[self._owner(key, revisions)]
+            if not cluster.profile.any_count:
+                operation.revision = revisions[self._owner(key, revisions)]
             operation.verdict, operation.returned_us = Verdict.OK, cluster.world.scheduler.now_us
             operation.notes["told"] = True
 

@@ -22,6 +22,7 @@ from cluster_history import Effects, check_keys, check_order, check_outcomes, re
 from cluster_node import ClusterNode
 from cluster_operator import Operator
 from cluster_profile import ClusterProfile
+from cluster_reshaped import check_versions
 from cluster_rest import unsettled
 from cluster_rpc import TOKEN
 from cluster_scans import ScanClient
@@ -218,6 +219,20 @@ class Cluster:
         self.history.close()
         transcript, state = self.world.transcript, self.map_rules.newest
         timed = frozenset(self.keys.timed)
+        if self.profile.any_count:
+            transcript.count("keys_checked", check_versions(self.history, timed))
+            transcript.count("shards_merged", sum(len(shard.absorbed) for shard in state.shards.values()))
+        else:
+            self._check_logs(state, timed)
+        transcript.count("states_compared", self.observer.states.compared + self.coordination.states.compared)
+        transcript.count("membership_changes", self.shard_rules.changes)
+        transcript.count("moves_planned", self.map_rules.decided)
+        transcript.count("views_looked_at", self.views.looks)
+        transcript.count("decisions", len(state.decisions))
+
+    def _check_logs(self, state: ClusterState, timed: frozenset[bytes]) -> None:
+        """Of shards that at most divide."""
+        transcript = self.world.transcript
         for index in range(self.profile.shards):
             shard = state.shards[shard_name(index)]
             operations = [operation for operation in self.history if operation.group == index]
@@ -238,11 +253,6 @@ class Cluster:
                 self._check_states(state.shards[shard_name(residue)].group_id, child)
                 transcript.count("children_checked")
             transcript.note("check", f"{shard.shard_id}: {len(operations)} operations, log to {model.index}")
-        transcript.count("states_compared", self.observer.states.compared + self.coordination.states.compared)
-        transcript.count("membership_changes", self.shard_rules.changes)
-        transcript.count("moves_planned", self.map_rules.decided)
-        transcript.count("views_looked_at", self.views.looks)
-        transcript.count("decisions", len(state.decisions))
 
     def _replayed(self, state: ClusterState, group: int, model: ShardModel, operations: list[Operation]) -> Effects:
         """What came of the log of a shard, and of the logs of its children. What was read at a later revision than

@@ -98,7 +98,8 @@ def test_a_shard_has_one_replica_a_node_and_keeps_its_quorum() -> None:
 
 def test_a_gateways_map_only_moves_forward() -> None:
     route = SimpleNamespace(shard_id="shard-0", epoch=3)
-    current = SimpleNamespace(version=5, routes=[route])
+    detail = SimpleNamespace(group_id=7)
+    current = SimpleNamespace(version=5, routes=[route], shards={"shard-0": SimpleNamespace(detail=detail)})
     gateway = SimpleNamespace(alive=True, maps=SimpleNamespace(current=current), name="g", incarnation=1)
     cluster: Any = SimpleNamespace(gateways=[gateway], storages=[])
     views = Views(cluster)
@@ -106,6 +107,9 @@ def test_a_gateways_map_only_moves_forward() -> None:
     route.epoch = 2
     with pytest.raises(SafetyViolation, match="went back"):
         views.look()
+    detail.group_id = 8  # a shard that has the name of one that is no more
+    views.look()
+    route.epoch = 1
     gateway.incarnation = 2  # who starts anew knows nothing
     views.look()
     current.version = 4
