@@ -298,3 +298,28 @@ fn messages_that_are_carried_wake_nobody_and_the_others_do() {
     assert_eq!(*carrier.ended.lock().unwrap(), vec![Fatal::Stopped]);
     assert_eq!(mailbox.send(Command::Unreachable(2)), Err(Fatal::Stopped));
 }
+
+#[test]
+fn leaders_beat_at_the_same_ticks_whenever_they_were_elected() {
+    for elected_at in 0..4 {
+        let mut cluster = Cluster::new(3, &[1, 2, 3], |options| options.background = true);
+        let mut beats = Vec::new();
+        for tick in 1..=12 {
+            if tick == elected_at + 1 {
+                cluster.host(1).campaign(GROUP);
+                kinds_said(&mut cluster, 1);
+                assert_eq!(cluster.leader(), Some(1));
+            }
+            for node in 1..=3 {
+                cluster.host(node).tick();
+            }
+            if kinds_said(&mut cluster, 1).contains(&MessageType::MsgHeartbeat) {
+                beats.push(tick);
+            }
+        }
+        let first = beats[0];
+        assert!(first <= elected_at + 3, "elected after tick {elected_at}, first beat {first}");
+        assert_eq!(beats, (first..=12).step_by(2).collect::<Vec<_>>());
+        assert_eq!(first % 2, 1, "elected after tick {elected_at}");
+    }
+}

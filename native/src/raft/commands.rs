@@ -27,7 +27,7 @@ impl Host {
         for id in self.group_ids() {
             let Some(group) = self.groups.get_mut(&id) else { continue };
             // Most ticks of most groups change nothing but a count.
-            let mut changed = group.node.tick();
+            let mut changed = group.tick(self.ticks, &self.options);
             changed |= group.age_snapshots(self.options.snapshot_timeout_ticks);
             for read in group.reads.drop_older(oldest) {
                 self.out.drop_one(id, read, Reason::NoLeader, group.leader());

@@ -33,6 +33,8 @@ pub struct Group {
     pub told_commit: u64,
     /// It is among those whose commit index is to be told.
     pub untold: bool,
+    /// The term in which it beats together with the other groups that are led here.
+    in_step: u64,
     pub seen: Option<(u8, u64, u64)>,
     rolls: u64,
     rolled_for: (u64, u8),
@@ -106,6 +108,7 @@ impl Group {
             commit_unsaved: false,
             told_commit: 0,
             untold: false,
+            in_step: 0,
             seen: None,
             rolls: 0,
             rolled_for: (u64::MAX, 0),
@@ -126,6 +129,20 @@ impl Group {
 
     pub fn is_leader(&self) -> bool {
         self.node.raft.state == StateRole::Leader
+    }
+
+    /// The host's `tick`-th. True: something changed but a count. All leaders of a host beat at the same ticks, so that
+    /// what they say travels in one frame to each node: a new one begins to count with the next beat of the others.
+    pub fn tick(&mut self, tick: u64, options: &Options) -> bool {
+        let beat = options.heartbeat_ticks as u64;
+        let patient = options.background && options.election_ticks > 2 * options.heartbeat_ticks;
+        if patient && self.is_leader() && self.in_step != self.node.raft.term {
+            if tick % beat != 0 {
+                return false;
+            }
+            self.in_step = self.node.raft.term;
+        }
+        self.node.tick()
     }
 
     /// The core draws election timeouts from the system's randomness whenever it resets. They are set again
