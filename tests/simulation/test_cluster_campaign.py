@@ -1,8 +1,8 @@
 """Whole simulated clusters: the corpus, some more seeds, and that a run is a function of its seed.
 
 SIM_CLUSTER_SEEDS sets how many more run (default 8), SIM_BASE the first one. By default they are the same every time:
-about one fresh seed in a hundred still finds something (docs/simulation.md), and that is for a campaign to find, not
-for whoever changes something else. `make sim-cluster` draws fresh ones.
+what fresh ones find (docs/simulation.md) is for a campaign to find, not for whoever changes something else.
+`make sim-cluster` draws fresh ones.
 """
 
 from __future__ import annotations

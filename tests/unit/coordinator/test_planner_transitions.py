@@ -156,3 +156,13 @@ def test_a_move_that_was_committed_as_it_was_given_up_and_asked_for_again_is_don
     late = commands.ShardReport("shard-0", shard.group_id, 2, 9, first["n1"], tuple(first.values()), 7, moving=False)
     world.do(commands.ReportShards("n1", (late,)))
     assert not world.state.shards["shard-0"].moving
+
+
+def test_the_state_is_in_the_order_in_which_a_member_that_restarts_reads_it() -> None:
+    """Transitions go through it, and what they decide must be the same on every member."""
+    world = World()
+    for number in (10, 9, 2, 1):
+        world.join(f"n{number}")
+    world.create(12, 1)
+    assert list(world.state.shards) == sorted(world.state.shards)
+    assert list(world.state.nodes) == sorted(world.state.nodes)

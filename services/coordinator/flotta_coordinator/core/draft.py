@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from flotta_coordinator.core.jobs import left
 from flotta_coordinator.core.results import Applied, Refused, RejectCode, Reply
@@ -26,6 +27,8 @@ from flotta_coordinator.core.state import (
 )
 
 REPLICA_SEQUENCE_BITS = 32
+
+V = TypeVar("V")
 
 
 class Draft:
@@ -180,10 +183,10 @@ class Draft:
             Decision(first + offset, self.now_ms, version, kind, subject, reason)
             for offset, (kind, subject, reason) in enumerate(self._decisions)
         )
-        nodes = {**base.nodes, **self.nodes} if self.nodes else base.nodes
+        nodes = _with(base.nodes, self.nodes)
         if self._gone:
             nodes = {node_id: node for node_id, node in nodes.items() if node_id not in self._gone}
-        shards = {**base.shards, **self.shards} if self.shards else base.shards
+        shards = _with(base.shards, self.shards)
         if self._merged:
             shards = {shard_id: shard for shard_id, shard in shards.items() if shard_id not in self._merged}
         state = ClusterState(
@@ -192,7 +195,7 @@ class Draft:
             sequence=base.sequence + 1,
             counters=replace(self.counters, decision=first + len(made)),
             nodes=nodes,
-            tables={**base.tables, **self.tables} if self.tables else base.tables,
+            tables=_with(base.tables, self.tables),
             shards=shards,
             decisions=(*base.decisions, *made)[-DECISIONS_MAX:] if made else base.decisions,
             notes=self._noted(),
@@ -217,7 +220,7 @@ class Draft:
     def _removed(self) -> Mapping[str, Node]:
         if not self._gone and not self._recalled:
             return self.base.gone
-        gone = {**self.base.gone, **{node_id: self.base.nodes[node_id] for node_id in self._gone}}
+        gone = _with(self.base.gone, {node_id: self.base.nodes[node_id] for node_id in self._gone})
         return {node_id: node for node_id, node in gone.items() if node_id not in self._recalled}
 
     def _jobs_now(self) -> Mapping[int, Job]:
@@ -230,4 +233,13 @@ class Draft:
         if not self._notes:
             return self.base.notes
         stand = {**self.base.notes, **self._notes}
-        return {key: note for key, note in stand.items() if note is not None}
+        return {key: note for key, note in sorted(stand.items()) if note is not None}
+
+
+def _with(base: Mapping[str, V], changed: Mapping[str, V]) -> Mapping[str, V]:
+    """In the order of the keys, as a member that restarts reads its rows: transitions go through them, and must say the
+    same in the same order everywhere."""
+    if not changed:
+        return base
+    now = {**base, **changed}
+    return now if len(now) == len(base) else dict(sorted(now.items()))

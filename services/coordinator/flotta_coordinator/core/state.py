@@ -111,9 +111,7 @@ class Shard:
     sequence: int = 0  # of a shard that is born of another: the low half of the ids of its first voters
     heir: Heir | None = None  # while the shard is being recovered; cleared by the heir's own report
     replica_floor: int = 0  # replicas with a smaller sequence were given up by a recovery, for ever
-    birth_shard_count: int = (
-        0  # `shard_count` when it was created: what a late voter of `birth` begins with; 0: unknown
-    )
+    birth_shard_count: int = 0  # `shard_count` at its creation, for late voters of `birth`; 0: unknown
     into: str = ""  # the shard that takes its keys over; it is no more then
     order: int = 0  # number of the operation for which it is taken over, or takes others over; 0: neither
     caught_up: bool = False  # it has reported that it has all but the newest rows of those it takes over
