@@ -175,9 +175,13 @@ class Splitting:
                 self._groups.campaign(child.group)
 
     def _all_whole(self, division: Division) -> bool:
-        """A child that the map does not have, or not yet, is not whole."""
-        shards = [self._model.view.shards.get(child.group) for child in division.children]
-        return all(shard is not None and not shard.awaited and not shard.parent for shard in shards)
+        """A child that the map does not have, or not yet, is not whole. One that has been taken over since was."""
+        view = self._model.view
+        found = {child.group: view.shards.get(child.group) for child in division.children}
+        missing = {group for group, shard in found.items() if shard is None}
+        if missing and not missing <= view.absorbed():
+            return False
+        return all(shard is None or not (shard.awaited or shard.parent) for shard in found.values())
 
     async def _prune(self, replica: Replica) -> None:
         deleted = 0

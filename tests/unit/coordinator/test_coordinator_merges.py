@@ -102,6 +102,19 @@ def test_the_way_to_any_other_number_goes_over_a_multiple(world: World) -> None:
     assert begin(world, 8).steps == 8
 
 
+def test_what_a_shard_took_over_is_named_on_after_it_was_taken_over_itself(world: World) -> None:
+    """Or a node that was away meanwhile would ask leaders that are no more about its replicas, for good."""
+    groups = {name: world.state.shards[name].group_id for name in names(world)}
+    for count in (3, 1):
+        job = begin(world, count)
+        for taker in shards_to(count):
+            seal(world, taker, job)
+            world.report(taker, shard_count=count)
+        world.round()
+    assert names(world) == ["shard-0"]
+    assert {*world.state.shards["shard-0"].absorbed} == {*groups.values()} - {groups["shard-0"]}
+
+
 def test_it_is_called_off_only_before_anything_is_sealed(world: World) -> None:
     job = begin(world, 3)
     world.do(commands.CancelJob(job.number))

@@ -200,6 +200,24 @@ async def test_a_child_that_the_map_does_not_show_is_not_whole() -> None:
     assert not [one for one in cluster.host.proposed if one.startswith("kv.prune")]
 
 
+async def test_a_child_that_was_taken_over_since_is_whole() -> None:
+    """The map may have it no more before the leader of its parent looks."""
+    cluster = Cluster()
+    cluster.order(6)
+    await cluster.round()
+    for name in ("shard-2", "shard-4"):
+        cluster.state.shards[name].detail.phase = pb.ShardDetail.ACTIVE
+        cluster.state.shards[name].detail.parent = ""
+    del cluster.state.shards["shard-4"]
+    cluster.publish()
+    await cluster.round()
+    assert "kv.prune@1 10" not in cluster.host.proposed
+    cluster.state.shards["shard-1"].detail.absorbed.append(14)
+    cluster.publish()
+    await cluster.round()
+    assert "kv.prune@1 10" in cluster.host.proposed
+
+
 async def test_a_child_without_a_leader_is_stood_for_now_and_then() -> None:
     cluster = Cluster()
     cluster.order(4)

@@ -111,7 +111,8 @@ def _take_over(draft: Draft, shard: Shard, sources: list[Shard], names: str) -> 
             if job.status is JobStatus.RUNNING and job.subject == source.shard_id:
                 draft.end_job(job, JobStatus.FAILED, f"{source.shard_id} is no more: {shard.shard_id} has its keys")
         draft.remove_shard(source.shard_id)
-    absorbed = (*shard.absorbed, *(source.group_id for source in sources))
+    # What a source had taken over goes along: there may be nodes that have been away since.
+    absorbed = (*shard.absorbed, *(group for source in sources for group in (*source.absorbed, source.group_id)))
     draft.put_shard(replace(shard, absorbed=absorbed))
     draft.decide(
         "shards-merged", shard.shard_id, f"{shard.shard_id} has taken over the keys of {names} at epoch {shard.epoch}"
