@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from conformance_support import GARBAGE, KV, TOKEN_HEADER, Door, Doors, Http, changes_nothing, refused
-from flotta_proto.flotta import cluster_pb2, kv_pb2, operator_pb2, raft_pb2, storage_pb2
+from flotta_proto.flotta import cluster_pb2, kv_pb2, operator_pb2, raft_pb2, roster_pb2, storage_pb2
 from flotta_proto.kvdb import coordinator_pb2, gateway_pb2, kvstore_pb2, replication_pb2
 from flotta_proto.kvdb import raft_pb2 as kvdb_raft_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -34,7 +34,7 @@ OPEN = {
     "flotta.kv.v1.Kv": {"Batch", "Scan"},
 }
 FILES = (
-    *(cluster_pb2, kv_pb2, operator_pb2, raft_pb2, storage_pb2),
+    *(cluster_pb2, kv_pb2, operator_pb2, raft_pb2, roster_pb2, storage_pb2),
     *(coordinator_pb2, gateway_pb2, kvstore_pb2, replication_pb2, kvdb_raft_pb2),
 )
 SERVICES = {service.full_name: service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()}
@@ -47,7 +47,8 @@ SERVED = {
     },
     "coordinator": {
         *("kvdb.coordinator.Coordinator", "kvdb.raft.RaftService"),
-        *("flotta.cluster.v1.Cluster", "flotta.cluster.v1.Operator", "flotta.raft.v1.RaftTransport"),
+        *("flotta.cluster.v1.Cluster", "flotta.cluster.v1.Operator", "flotta.cluster.v1.Roster"),
+        "flotta.raft.v1.RaftTransport",
     },
 }
 
