@@ -59,6 +59,7 @@ def test_a_deadline_is_kept_by_the_server_and_the_call_named_as_ended() -> None:
         until(lambda: running.ended)
         assert running.ended == [running.unary[0][0]]
         running.server.reply_many([(running.ended[0], b"late"), (1 << 60, b"nobody")])
+        until(lambda: len(running.server.call_times()) == 1)
         [(path, counts, total_ns)] = running.server.call_times()
         assert (path, sum(counts)) == (UNARY, 1) and total_ns > 0
         running.on_unary = lambda call: (call[0], call[2])
