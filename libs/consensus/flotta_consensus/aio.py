@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import flotta_native
+from flotta_runtime.tasks import start_in
 from flotta_runtime.turns import Turns
 
 from flotta_consensus.api import Failpoints, NoFailpoints, StateMachine
@@ -219,10 +220,11 @@ class GroupHost(Groups):
         self._tell(effects)
 
     def _spawn(self, work: Job) -> None:
-        if self._tasks is None:
+        task = None if self._tasks is None else start_in(self._tasks, self._supervised(work))
+        if task is None:
             work.close()
-            return
-        self._tasks.create_task(self._supervised(work))
+        else:
+            task.add_done_callback(lambda _: work.close())  # matters only if it was cancelled before its first step
 
     async def _supervised(self, work: Job) -> None:
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import flotta_native
 from flotta_runtime.links import Links, metadata_of
+from flotta_runtime.tasks import start_in
 
 from flotta_consensus.core.clock_bounds import PeerClocks
 from flotta_consensus.frame_link import PURPOSE, FrameLink
@@ -93,8 +94,8 @@ class NativeTransport(GrpcTransport):
             self._hub_links.refuse(link, WRONG_TOKEN)
         elif self._tasks is None or self._servicer.target is None:
             self._hub_links.refuse(link, NOT_READY)
-        else:
-            self._tasks.create_task(self._admit(link, metadata))
+        elif start_in(self._tasks, self._admit(link, metadata)) is None:
+            self._hub_links.refuse(link, STOPPING)
 
     async def _admit(self, link: int, metadata: dict[str, str]) -> None:
         try:

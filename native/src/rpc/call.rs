@@ -168,6 +168,8 @@ impl Call {
             if self.meter.is_some() {
                 self.event(server, What::Cancelled);
             } else {
+                // Whoever ends it, client or deadline, it counts: the two race, and slow calls would be missed.
+                server.note_time(self.method, self.opened.elapsed());
                 self.conn.share.end_call();
                 server.inbox.lock().ended.push(self.id);
             }
@@ -224,9 +226,6 @@ impl Call {
         match self.phase {
             Phase::Open => {
                 server.counters.deadlines_exceeded.add(1);
-                if self.meter.is_none() {
-                    server.note_time(self.method, self.opened.elapsed());
-                }
                 self.refuse(server, Status::new(DEADLINE_EXCEEDED, "the deadline has passed"));
                 Next::Stay
             }

@@ -248,7 +248,7 @@ impl Server {
         self.ready.pump.notify_one();
     }
 
-    /// A unary call has its answer.
+    /// A unary call that Python saw is over, answered or not.
     pub fn note_time(&self, method: u32, took: Duration) {
         self.timed[method as usize].times.add(took);
     }

@@ -231,3 +231,15 @@ async def test_the_clocks_of_peers_are_heard_on_our_own_monotonic_clock(tmp_path
     await asyncio.gather(*setup.tasks, return_exceptions=True)
     setup.directory.close()
     setup.hub.release()
+
+
+async def test_a_link_that_comes_as_the_transport_ends_is_refused(setup: Setup) -> None:
+    """The task group of `run` takes nothing more once its tasks have ended, a turn of the loop before `run` has."""
+    ended = asyncio.TaskGroup()
+    async with ended:
+        pass
+    setup.transport._tasks = ended
+    setup.hub.hello(7, PURPOSE, setup.hello())
+    await wait_until(lambda: bool(setup.hub.refused))
+    assert setup.hub.refused == {7: STOPPING}
+    assert not setup.tasks[0].done(), "the links of the process go on"

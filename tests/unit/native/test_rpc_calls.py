@@ -74,6 +74,8 @@ def test_a_cancelled_call_is_named_as_ended_and_an_unseen_one_is_never_shown() -
         until(lambda: running.ended)
         assert running.ended == [running.unary[0][0]]
         assert running.server.stats().resets == 1
+        [(path, counts, total_ns)] = running.server.call_times()
+        assert (path, sum(counts)) == (UNARY, 1) and total_ns > 0, "a call that was given up took its time, too"
         gone = channel.unary_unary(UNARY).future(b"")
         until(lambda: len(running.unary) == 2)
         channel.close()
