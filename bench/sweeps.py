@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bars import ONE_GROUP
 from figures import Measure
 from records import Result
 from report import failures, process_table, quietness, rate_table, ratio_facts, ratio_table
@@ -22,19 +23,17 @@ TRANSPORTS = ("native", "grpcio")
 
 def shards(given: Namespace, folder: Path) -> Result:
     """1, 8 and 64 shards on three nodes, beside etcd, which has one group as the first of them has."""
-    counts = (1, 8, 64)
+    counts = {ONE_GROUP: 1, "8 shards": 8, "64 shards": 64}
     with contextlib.ExitStack() as stack:
         targets: dict[str, Target] = {
-            f"{count} shards": stack.enter_context(
-                flotta(folder / f"shards-{count}", shards=count, transport=given.transport)
-            )
-            for count in counts
+            name: stack.enter_context(flotta(folder / f"shards-{count}", shards=count, transport=given.transport))
+            for name, count in counts.items()
         }
         targets["etcd"] = stack.enter_context(etcd(folder / "shards-etcd"))
         measures = _measure(given, folder, targets, FOUR)
     result = _result("shards", "Number of shards", measures)
-    tables = [ratio_table(f"{count} shards ÷ etcd", measures, f"{count} shards", "etcd") for count in counts]
-    return replace(result, tables=[*result.tables, *tables])
+    tables = [ratio_table(f"{name} ÷ etcd", measures, name, "etcd") for name in counts]
+    return replace(result, tables=[*result.tables, *tables], facts=ratio_facts(measures, ONE_GROUP, "etcd"))
 
 
 def nodes(given: Namespace, folder: Path) -> Result:

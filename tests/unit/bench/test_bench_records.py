@@ -96,7 +96,7 @@ def test_a_bar_is_met_at_its_very_value(up: bool, value: float, verdict: str):
 def test_every_bar_has_its_row_measured_or_not():
     put = "put c=50 conn=8: rate flotta ÷ etcd"
     rows = bar_table({put: (Spread(1.2, 1.1, 1.4), "2026-11-21T10:00:00")}).rows
-    assert len(rows) == len(BARS) == 23
+    assert len(rows) == len(BARS) == 39
     assert rows[0] == ["Put, c=50, 8 conn.: rate ÷ etcd's", "≥ 1", "≥ 1.5", "1.20 (1.10–1.40)", "met", "2026-11-21"]
     assert all(row[3] == "not measured" for row in rows[1:])
     assert len({bar.fact for bar in BARS}) == len(BARS)

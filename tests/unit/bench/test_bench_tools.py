@@ -61,12 +61,21 @@ def test_charts_are_made_of_what_was_measured():
     assert saturation_chart(result).count("<circle") == 2
 
 
-def test_the_page_keeps_what_is_around_its_marks():
-    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert replaced(page, "new") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
-    assert replaced(replaced(page, "x"), "new") == replaced(page, "new")
+def test_a_part_without_a_record_keeps_what_the_page_has_of_it():
+    table = Table("Speed", ["system"], [["flotta"]])
+    machine = {"cores": 2, "model": "m", "kernel": "k"}
+    fact = "put c=50 conn=8: rate flotta ÷ etcd"
+    core = Result("core", [table], {fact: once(1.5)}, when="2026-01-01T00:00:00", machine=machine)
+    soak = Result("soak", [replace(table, title="Flat")], {}, when="2026-02-01T00:00:00", machine=machine)
+    page = f"before\n\n{BEGIN}\n{END}\n\nafter\n"
+    both = replaced(page, {"core": core, "soak": soak})
+    assert replaced(both, {}) == both
+    newer = replace(soak, tables=[replace(table, title="Growing")], when="2026-03-01T00:00:00")
+    later = replaced(both, {"soak": newer})
+    assert later == both.replace("Flat", "Growing").replace("2026-02-01", "2026-03-01")
+    assert "| 1.50 | aim met | 2026-01-01 |" in later and "**Speed**" in later and later.endswith("after\n")
     with pytest.raises(ValueError, match="lacks"):
-        replaced("no marks", "new")
+        replaced("no marks", {})
 
 
 def test_the_section_has_whole_parts_only():
