@@ -158,7 +158,7 @@ def test_shard_init_on_a_node_that_never_came(empty: Empty) -> None:
     assert (status, told["node_id"]) == (200, "ghost"), told
 
     def refused_for_now() -> None:
-        reply = empty.init(8, 2, timeout=1)
+        reply = empty.init(8, 2, timeout=2)  # half of that is waited
         assert not reply.success and reply.rejection.code == "FAILED_PRECONDITION", reply
         names(reply.message, "ghost", "heartbeat")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conformance_support import GARBAGE, MIB, Doors, changes_nothing, names, refused
+from conformance_support import GARBAGE, MIB, Doors, changes_nothing, names, refused, trace
 from flotta_proto.flotta.kv_pb2 import BatchItem, BatchRequest, BatchResponse, ScanRequest, ScanResponse
 from flotta_proto.kvdb import gateway_pb2 as pb
 
@@ -82,7 +82,12 @@ def test_what_was_acknowledged_is_seen_and_what_was_deleted_is_not(doors: Doors)
         assert shown(pages(doors, prefix=b"fresh:")) == []
 
 
+def keys_of_shards(doors: Doors) -> int:
+    return sum({shard_id: keys for (shard_id, _), (_, keys, _) in trace(doors).replicas.items()}.values())
+
+
 def test_what_has_expired_is_not_shown(doors: Doors) -> None:
+    keys_before = keys_of_shards(doors)
     batch(doors, [put(b"brief:%d" % number, b"v", ttl_ms=1) for number in range(20)])
     batch(doors, [put(b"brief:long", b"v", ttl_ms=600_000)])
     time.sleep(0.05)
@@ -90,6 +95,11 @@ def test_what_has_expired_is_not_shown(doors: Doors) -> None:
     assert [entry.key for one in found for entry in one.entries] == [b"brief:long"]
     assert found[0].entries[0].expire_time_ms > 0
     assert sum(one.count for one in pages(doors, prefix=b"brief:", count_only=True)) == 1
+    # Sweeping is written to the shards' logs: not while another test watches these.
+    deadline = time.monotonic() + 60
+    while keys_of_shards(doors) > keys_before + 1:
+        assert time.monotonic() < deadline, "what has expired was never swept"
+        time.sleep(0.1)
 
 
 def test_large_rows_come_within_bounds(doors: Doors) -> None:

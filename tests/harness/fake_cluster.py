@@ -15,7 +15,7 @@ from flotta_proto.kvdb import coordinator_pb2 as cp
 from flotta_proto.kvdb import coordinator_pb2_grpc as cp_grpc
 
 
-async def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     """Return as soon as `condition()` holds; TimeoutError if it never does."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - the condition is any state at all, and nobody signals it

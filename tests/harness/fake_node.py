@@ -224,7 +224,7 @@ class NodeLinks:
         self.port = 0
 
     async def start(self, port: int) -> NodeLinks:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not self.port:
                 try:
                     self.port = self.links.hub.listen(f"127.0.0.1:{port}")

@@ -28,8 +28,7 @@ async def keep_writing(cluster: Cluster, acknowledged: set[str], attempted: set[
     """Unique rows, one batch after the other, through whoever leads and still runs; for ever."""
     number = len(attempted)
     while True:
-        running = [process for process in cluster.processes.values() if not process.has_ended()]
-        leader = await cluster.leader(running)
+        leader = await cluster.leader()
         rows = [f"{number + offset}-{'z' * 200}" for offset in range(20)]
         number += len(rows)
         attempted.update(rows)

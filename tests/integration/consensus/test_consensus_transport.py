@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from flotta_consensus.peer_identity import stream_metadata
 from flotta_consensus.peer_link import FrameQueue, LinkOptions
 from flotta_proto.flotta import raft_pb2, raft_pb2_grpc
 
-FAST = LinkOptions(backoff_first_ms=5, backoff_longest_ms=50, connect_timeout_ms=500, stalled_ms=800)
+# Quick to come back; only what a test cuts may be given up, however busy the machine.
+FAST = LinkOptions(backoff_first_ms=5, backoff_longest_ms=50, connect_timeout_ms=5_000, stalled_ms=20_000)
+IMPATIENT = replace(FAST, connect_timeout_ms=500, stalled_ms=800)
 
 
 class Inbox:
@@ -178,7 +181,7 @@ async def test_a_peer_without_address_or_server_is_unreachable_until_it_comes(ma
 
 
 async def test_a_half_open_connection_is_given_up(make: MakePeer) -> None:
-    one = await make(1)
+    one = await make(1, options=IMPATIENT)
     two = await make(2)
     sockets: list[asyncio.StreamWriter] = []
     frozen = asyncio.Event()

@@ -19,7 +19,7 @@ from flotta_runtime.server import Channel, channel
 
 TOKEN = "test-token"
 CALL_S = 20.0
-WAIT_S = 30.0
+WAIT_S = 60.0
 LAST_HAND_OVER_MS = 50
 
 

@@ -56,7 +56,7 @@ async def test_a_leader_hint_is_followed(cluster: FakeCluster, start_gateway: St
 
 
 async def test_hints_in_a_circle_end_with_the_deadline(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster, deadline_default_ms=500)
+    _, stub = await start_gateway(cluster, deadline_default_ms=1_000)
     leader, other = cluster.leader_of(SHARD), others(cluster)[0]
 
     def to(node: FakeNode) -> Callable[[sp.Operation], sp.Reply]:
@@ -68,7 +68,7 @@ async def test_hints_in_a_circle_end_with_the_deadline(cluster: FakeCluster, sta
     assert answer.status.code in (Status.NOT_LEADER, Status.TIMEOUT)
     assert answer.status.leader_hint in (leader.address, other.address)
     assert answer.status.shard_id == SHARD
-    assert 4 <= len(leader.seen) + len(other.seen) <= 30  # it tried, with pauses
+    assert 4 <= len(leader.seen) + len(other.seen) <= 40  # it tried, with pauses
     assert not cluster.shards.applied
 
 
@@ -97,7 +97,7 @@ async def test_a_moved_shard_is_found_by_its_hint_when_the_map_is_behind(
 
 
 async def test_refreshes_are_throttled(cluster: FakeCluster, start_gateway: Start) -> None:
-    gateway, stub = await start_gateway(cluster, map_refresh_min_ms=400, deadline_default_ms=300)
+    gateway, stub = await start_gateway(cluster, map_refresh_min_ms=400, deadline_default_ms=1_000)
     await stub.Get(get())
     gets, refreshes = cluster.coordinator.gets, gateway.maps.refreshes
     for node in cluster.nodes:
@@ -194,11 +194,12 @@ async def test_a_killed_leader_costs_nothing_but_the_election(cluster: FakeClust
 
 
 async def test_nobody_to_serve_is_unavailable_not_timeout(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster, deadline_default_ms=1000)
+    gateway, stub = await start_gateway(cluster, deadline_default_ms=1000)
     await stub.Put(put())
     for node in cluster.nodes:
         await node.kill()
-    await asyncio.sleep(0.1)
+    # A write that left before the link noticed may have happened, and would be answered so.
+    await wait_until(lambda: not any(link.up for link in gateway.links.links()))
     answer = await stub.Put(put())
     assert answer.status.code == Status.UNAVAILABLE
     assert "cannot be reached" in answer.status.message
@@ -217,7 +218,9 @@ async def test_a_restarted_node_is_used_again(cluster: FakeCluster, start_gatewa
 
 async def test_the_clients_deadline_holds_against_a_silent_node(cluster: FakeCluster, start_gateway: Start) -> None:
     gateway, stub = await start_gateway(cluster)
+    await stub.Put(put())  # everybody is connected
     leader = cluster.leader_of(SHARD)
+    leader.seen.clear()
     leader.fault = lambda _op: "drop"
     for request in (stub.Put(put(), timeout=0.4), stub.Get(get(), timeout=0.4)):
         try:
@@ -230,6 +233,7 @@ async def test_the_clients_deadline_holds_against_a_silent_node(cluster: FakeClu
 
 async def test_a_timeout_says_whether_something_may_have_happened(cluster: FakeCluster, start_gateway: Start) -> None:
     _, stub = await start_gateway(cluster, deadline_default_ms=300)
+    await stub.Put(put(), timeout=20)  # everybody is connected
     cluster.leader_of(SHARD).fault = lambda _op: "drop"
     write, read = await stub.Put(put()), await stub.Get(get())
     assert (write.status.code, read.status.code) == (Status.TIMEOUT, Status.TIMEOUT)
@@ -250,18 +254,18 @@ async def test_a_read_without_an_answer_is_asked_again(cluster: FakeCluster, sta
 
 
 async def test_a_late_reply_to_a_given_up_attempt_is_dropped(cluster: FakeCluster, start_gateway: Start) -> None:
-    gateway, stub = await start_gateway(cluster, attempt_ms=60, deadline_default_ms=500)
-    await stub.Put(put())
-    cluster.leader_of(SHARD).delay_s = 0.15
+    gateway, stub = await start_gateway(cluster, attempt_ms=100, deadline_default_ms=500)
+    await stub.Put(put(), timeout=20)
+    cluster.leader_of(SHARD).delay_s = 0.25
     answer = await stub.Get(get())
     assert answer.status.code == Status.TIMEOUT
     cluster.leader_of(SHARD).delay_s = 0.0
-    assert (await stub.Get(get())).kv.value == b"v"
+    assert (await stub.Get(get(), timeout=20)).kv.value == b"v"
     assert all(link.operations_open == 0 for link in gateway.links.links())
 
 
 async def test_overload_is_answered_early(cluster: FakeCluster, start_gateway: Start) -> None:
-    gateway, stub = await start_gateway(cluster, node_operations_max=5, requests_max=8, deadline_default_ms=500)
+    gateway, stub = await start_gateway(cluster, node_operations_max=5, requests_max=8, deadline_default_ms=1_000)
     cluster.leader_of(SHARD).fault = lambda _op: "drop"
     answers = await asyncio.gather(*(stub.Put(put()) for _ in range(20)))
     codes = [answer.status.code for answer in answers]
@@ -270,11 +274,11 @@ async def test_overload_is_answered_early(cluster: FakeCluster, start_gateway: S
     assert all(a.status.retry_after_ms > 0 for a in answers if a.status.code == Status.RATE_LIMITED)
     assert gateway.dispatcher.calls_open == 0
     cluster.leader_of(SHARD).fault = None
-    assert (await stub.Put(put())).status.code == Status.OK
+    assert (await stub.Put(put(), timeout=20)).status.code == Status.OK
 
 
 async def test_bytes_are_bounded_too(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster, request_bytes_max=10_000, deadline_default_ms=300)
+    _, stub = await start_gateway(cluster, request_bytes_max=10_000, deadline_default_ms=1_000)
     cluster.leader_of(SHARD).fault = lambda _op: "drop"
     big = gw.PutRequest(key=KEY, value=b"x" * 6_000)
     answers = await asyncio.gather(*(stub.Put(big) for _ in range(3)))
@@ -329,7 +333,7 @@ async def test_a_node_that_never_answers_a_connect_counts_as_unreachable(
 async def test_a_wrong_token_is_said_and_harms_nothing(cluster: FakeCluster, start_gateway: Start) -> None:
     for node in cluster.nodes:
         node.token = "another"
-    _, stub = await start_gateway(cluster, deadline_default_ms=500)
+    _, stub = await start_gateway(cluster, deadline_default_ms=1_000)
     answer = await stub.Put(put())
     assert answer.status.code == Status.UNAVAILABLE
     assert "Missing or invalid internal gRPC token" in answer.status.message

@@ -189,6 +189,7 @@ async def test_readiness_follows_the_map_and_metrics_count(cluster: FakeCluster,
         await cluster.coordinator.start(port)
         assert await put_works(stub)
         assert (await http.get("/readyz")).status_code == 200
+        await wait_until(lambda: all(link.up for link in gateway.links.links()))  # the key's own was enough so far
         text = (await http.get("/metrics")).text
     assert 'flotta_gateway_requests_total{code="OK",operation="PUT"} 1.0' in text
     assert "flotta_gateway_map_version 5.0" in text

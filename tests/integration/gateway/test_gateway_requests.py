@@ -103,6 +103,7 @@ async def test_options_reach_the_node(cluster: FakeCluster, start_gateway: Start
 async def test_a_batch_goes_in_one_frame_per_node(cluster: FakeCluster, start_gateway: Start) -> None:
     gateway, stub = await start_gateway(cluster)
     await stub.Get(gw.GetRequest(key=b"warm"))
+    await wait_until(lambda: sum(link.up for link in gateway.links.links()) == 3)
     for node in cluster.nodes:
         node.frames.clear()
     answers: list[bytes] = []
@@ -118,8 +119,9 @@ async def test_a_batch_goes_in_one_frame_per_node(cluster: FakeCluster, start_ga
 
 
 async def test_eventual_reads_are_dealt_out_and_strong_ones_are_not(cluster: FakeCluster, start_gateway: Start) -> None:
-    _, stub = await start_gateway(cluster)
+    gateway, stub = await start_gateway(cluster)
     await stub.Put(gw.PutRequest(key=b"k", value=b"v"))
+    await wait_until(lambda: sum(link.up for link in gateway.links.links()) == 3)
     for _ in range(9):
         await stub.Get(gw.GetRequest(key=b"k", options=gw.ReadOptions(consistency=gw.EVENTUAL)))
     assert all(any(op.kind == sp.GET for op in node.seen) for node in cluster.nodes)

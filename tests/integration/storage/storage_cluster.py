@@ -222,6 +222,7 @@ class Cluster:
             "internal_token": TOKEN,
             "transport": self.transport,
             "tick_ms": 20,
+            "election_ticks": 20,  # a slow disk or a busy machine must not cost a leader its place
             "heartbeat_ms": 100,
             "duties_ms": 50,
             "map_poll_ms": 200,
@@ -385,12 +386,12 @@ class Cluster:
     def leader(self, shard_id: str) -> str:
         return self.coordinator.state.shards[shard_id].leader
 
-    async def until(self, condition: Callable[[], object], timeout_s: float = 30) -> None:
+    async def until(self, condition: Callable[[], object], timeout_s: float = 60) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():  # noqa: ASYNC110 - any state at all, which nobody signals
                 await asyncio.sleep(0.02)
 
-    async def until_async(self, condition: Callable[[], Awaitable[object]], timeout_s: float = 30) -> None:
+    async def until_async(self, condition: Callable[[], Awaitable[object]], timeout_s: float = 60) -> None:
         async with asyncio.timeout(timeout_s):
             while not await condition():  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.05)
@@ -412,7 +413,7 @@ class Cluster:
         node_id = ""
         answers: list[storage_pb2.Reply] = []
         for operation in operations:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while True:
                     count = self.coordinator.state.partitioning.num_shards
                     home = f"shard-{shard_index(operation.key, count)}"

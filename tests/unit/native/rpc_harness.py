@@ -107,6 +107,11 @@ def served(**options: Any) -> Iterator[Served]:
         running.close()
 
 
+def connected(channel: grpc.Channel) -> None:
+    """Connecting takes nothing of a short deadline then."""
+    grpc.channel_ready_future(channel).result(PATIENCE_S)
+
+
 @contextmanager
 def channel_to(address: str, **options: Any) -> Iterator[grpc.Channel]:
     """A channel with a connection of its own."""

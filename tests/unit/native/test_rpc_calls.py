@@ -9,7 +9,19 @@ from pathlib import Path
 import flotta_native as native
 import grpc
 import pytest
-from rpc_harness import METHODS, PATIENCE_S, STREAM, UNARY, Served, call_unary, channel_to, code_of, served, until
+from rpc_harness import (
+    METHODS,
+    PATIENCE_S,
+    STREAM,
+    UNARY,
+    Served,
+    call_unary,
+    channel_to,
+    code_of,
+    connected,
+    served,
+    until,
+)
 
 
 def test_unary_calls_are_echoed_in_batches_over_one_connection() -> None:
@@ -55,7 +67,8 @@ def test_unknown_paths_are_unimplemented_and_name_the_path() -> None:
 
 def test_a_deadline_is_kept_by_the_server_and_the_call_named_as_ended() -> None:
     with served(echo=False) as running, channel_to(running.address) as channel:
-        assert code_of(channel, b"", timeout=0.2)[0] == grpc.StatusCode.DEADLINE_EXCEEDED
+        connected(channel)
+        assert code_of(channel, b"", timeout=1)[0] == grpc.StatusCode.DEADLINE_EXCEEDED
         until(lambda: running.ended)
         assert running.ended == [running.unary[0][0]]
         running.server.reply_many([(running.ended[0], b"late"), (1 << 60, b"nobody")])

@@ -58,8 +58,9 @@ def test_nobody_is_shown_a_call_that_ended_while_it_waited() -> None:
         until(lambda: server.stats().waiting_calls == FLOOD)
         shown, _, _ = server.poll()
         assert len(shown) == FIRST_CALLS
-        client.send(*(h2.reset(stream) for stream in range(1, 2 * FLOOD, 2)))
         other.send(unary(1, b"other"))
+        until(lambda: server.stats().waiting_calls == FLOOD - FIRST_CALLS + 1)
+        client.send(*(h2.reset(stream) for stream in range(1, 2 * FLOOD, 2)))
         until(lambda: server.stats().calls == 1)
         unary_calls, _, ended = server.poll()
         assert [call[2] for call in unary_calls] == [b"other"]

@@ -61,7 +61,7 @@ def test_a_verified_client_is_known_by_its_names_and_others_are_turned_away(
             with secure(running.port, authority.cert, pair) as channel:
                 assert code_of(channel, b"")[0] == grpc.StatusCode.UNAVAILABLE
         assert len(running.unary) == 1
-        assert "tls_failed" in {kind for kind, _, _ in running.server.notices()}
+        until(lambda: "tls_failed" in {kind for kind, _, _ in running.server.notices()})
 
 
 def test_a_replaced_certificate_is_shown_to_new_connections_and_old_ones_go_on(

@@ -16,7 +16,7 @@ from flotta_runtime.server import GrpcServer, build_server
 from flotta_runtime.turns import Turns
 from grpc_methods import UNARY, failure, path, service
 
-SOON = 20
+SOON = 60
 GUARDED = "/flotta.test.Guarded/Do"
 Take = Callable[[Sequence[BatchCall], Replier], None]
 
@@ -153,7 +153,8 @@ async def test_a_protected_method_is_only_given_calls_with_the_token(serve: Serv
 async def test_calls_that_end_before_their_answer_are_named(serve: Serve) -> None:
     recorder = Recorder(path("Fast"), take=keep)
     served = await serve(recorder)
-    late = await failure(served.call(path("Fast"), timeout=0.1))
+    await served.channel.channel_ready()
+    late = await failure(served.call(path("Fast"), timeout=1))
     assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     cancelled = asyncio.ensure_future(served.call(path("Fast")))
     await until(recorder, lambda: len(recorder.taken) == 2)
@@ -170,7 +171,7 @@ async def test_answers_given_later_arrive_and_late_ones_are_dropped(serve: Serve
     served = await serve(recorder)
     asked = asyncio.ensure_future(served.call(path("Fast"), b"x"))
     await until(recorder, lambda: len(recorder.taken) == 1)
-    await failure(served.call(path("Fast"), timeout=0.1))
+    await failure(served.call(path("Fast"), timeout=1))
     await until(recorder, lambda: len(recorder.gone) == 1)
     for call in recorder.taken:
         repliers[0].reply(call.call, b"late")
