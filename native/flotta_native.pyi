@@ -47,6 +47,7 @@ __all__ = [
     "LogCorruption",
     "LogStats",
     "Membership",
+    "PutRun",
     "RaftHost",
     "RpcPeer",
     "RpcServer",
@@ -82,6 +83,23 @@ ROLE_PRE_CANDIDATE: Final[int]
 
 def key_hashes(keys: Sequence[bytes]) -> list[int]:
     """KvDB's hash of each key: signed 32 bits, as Java's `Arrays.hashCode(byte[])`; 0 for an empty key."""
+
+@final
+class PutRun:
+    """Consecutive log entries of one shard that all are plain puts: `kv.write@1` with a key, a value and the shard's
+    epoch, and nothing else. Folded to a row for each key, as applying them one by one would leave it."""
+
+    @staticmethod
+    def of(entries: Sequence[bytes], epoch: int, now_ms: int) -> PutRun | None:
+        """`now_ms`: the group time before them. None if one of them is anything else, or malformed."""
+    @property
+    def now_ms(self) -> int:
+        """The group time after them."""
+    def keys(self, prefix: bytes) -> list[bytes]:
+        """The keys, each once and behind `prefix`, in the order of their first writes."""
+    def rows(self, before: Sequence[bytes | None], first_revision: int) -> list[bytes] | None:
+        """For each of the keys the row to write. `before`: the rows that are there; `first_revision`: of the first
+        entry. None if one of these expires or has another format. ValueError if they are not as many as the keys."""
 
 class LogCorruption(Exception):
     """The log is damaged before its end. The text names file and offset. Never raised for a torn tail."""

@@ -103,7 +103,7 @@ class StateMachine(Protocol):
     def members(self) -> Members:
         """The configuration at `applied_index`."""
 
-    def apply_many(self, entries: Sequence[Entry]) -> list[Any]:
+    def apply_many(self, entries: Sequence[Entry]) -> Sequence[Any]:
         """Apply in order, in one batch; one result per entry (None for EMPTY and CONF).
 
         An application-level rejection is a result, not an exception; an exception ends the process.

@@ -6,9 +6,9 @@ An `Engine` stores rows in named spaces (one per replica). A `Registry` names de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class View(Protocol):
@@ -90,3 +90,16 @@ class Overlay(Protocol):
 
 VectorHandler = Callable[[Overlay, Sequence[Command]], list[Any]]
 """Applies a run of commands of one name in order, one result each. A rejection is a result."""
+
+
+class Bulk(NamedTuple):
+    """What a bulk handler made of a whole apply batch."""
+
+    puts: list[tuple[bytes, bytes]]  # all that it writes, each key once, and none but users' rows (`keys.DATA`)
+    results: Sequence[Any]  # one for each entry
+    now_ms: int  # group time after it
+
+
+BulkHandler = Callable[[View, Mapping[bytes, bytes | None], Sequence[bytes], int, int], Bulk | None]
+"""(view, kept rows, payloads, revision of the first, group time before them): a short cut for apply batches that are
+much alike. It must come to exactly what the commands' own handlers come to, or be None; then those are asked."""

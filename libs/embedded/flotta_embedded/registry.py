@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from flotta_consensus.api import Members
 
-from .api import Command, Overlay, VectorHandler
+from .api import BulkHandler, Command, Overlay, VectorHandler
 from .codec import encode_command, encode_value, wire_name
 from .txn import check_args, transactional
 
@@ -53,6 +53,7 @@ class Registry:
         self._checks: dict[bytes, Callable[[Sequence[Any]], str | None]] = {}
         self._members_hooks: list[MembersHook] = []
         self._kept_rows: list[bytes] = []
+        self._bulk_handlers: list[BulkHandler] = []
         self._add(TIME_COMMAND, 1, _advance_time)
         self._add(RAISE_REVISIONS, 1, _gaps)
 
@@ -76,6 +77,11 @@ class Registry:
             return handler
 
         return register
+
+    def bulk(self, handler: BulkHandler) -> BulkHandler:
+        """Have a handler asked first, for each apply batch as a whole; see `api.BulkHandler`."""
+        self._bulk_handlers.append(handler)
+        return handler
 
     def on_members(self, hook: MembersHook) -> MembersHook:
         """Have a hook called, in order of registration, inside the batch that applies a membership change."""
@@ -101,6 +107,9 @@ class Registry:
 
     def handlers(self) -> dict[bytes, VectorHandler]:
         return self._handlers
+
+    def bulk_handlers(self) -> Sequence[BulkHandler]:
+        return self._bulk_handlers
 
     def members_hooks(self) -> Sequence[MembersHook]:
         return self._members_hooks

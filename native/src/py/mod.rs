@@ -8,6 +8,7 @@ mod hash;
 mod host;
 mod link;
 mod peer;
+mod puts;
 mod rpc;
 mod rpc_values;
 mod tls;
@@ -95,6 +96,7 @@ fn flotta_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<batch::Batch>()?;
     module.add_class::<disk::SimDisk>()?;
     module.add_class::<peer::RpcPeer>()?;
+    module.add_class::<puts::PutRun>()?;
     module.add_class::<tls::ServerTls>()?;
     module.add_class::<tls::ClientTls>()?;
     module.add_class::<rpc_values::RpcStats>()?;

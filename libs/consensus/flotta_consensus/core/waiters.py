@@ -82,7 +82,7 @@ class Waiters:
     def committed(self, numbers: Sequence[int], entries: Sequence[Entry], results: Sequence[Any]) -> None:
         """Answer those who wait for entries that were applied now; the number of an entry nobody here proposed is 0."""
         waiting = self._waiting
-        if not waiting:
+        if not waiting or not any(numbers):
             return
         for number, entry, result in zip(numbers, entries, results, strict=True):
             batch = waiting.pop(number, None)

@@ -75,7 +75,7 @@ class ObservedMachine:
     def members(self) -> Members:
         return self.inner.members()
 
-    def apply_many(self, entries: Sequence[Entry]) -> list[Any]:
+    def apply_many(self, entries: Sequence[Entry]) -> Sequence[Any]:
         self._observer.applying(self.node, self.group, self.inner.applied_index(), entries)
         results = self.inner.apply_many(entries)
         self.report(entries)

@@ -3,9 +3,9 @@
 `shard.takeover@1` (`takeover.py`), and the hook that moves its epoch.
 
 A whole run of writes costs one multi-get; each write then sees those before it through the overlay, and all land in one
-batch. Conditions, epoch and ownership are decided here, at apply, by the replicated state alone. Time is group time:
-a row whose `expire_ms` has come counts as absent for every condition, whether or not it has been swept. Nothing is
-swept while a division is not done with.
+batch. Runs of plain puts take the short cut of `puts.py`, which comes to the same. Conditions, epoch and ownership are
+decided here, at apply, by the replicated state alone. Time is group time: a row whose `expire_ms` has come counts as
+absent for every condition, whether or not it has been swept. Nothing is swept while a division is not done with.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from flotta_embedded.registry import Registry
 
 from . import absorptions, dedup, follows, keys
 from .loads import LOAD, LOAD_VERSION, apply_loads
+from .puts import apply_plain_puts
 from .rows import encode_row, header_of
 from .shard_state import Stage, after_conf, birth_state, decode_state, encode_state
 from .splits import PRUNE, PRUNE_VERSION, SPLIT, SPLIT_VERSION, apply_prunes, apply_splits
@@ -62,6 +63,7 @@ def new_registry() -> Registry:
     registry.vector(absorptions.COPY, version=absorptions.VERSION)(absorptions.apply_copies)
     registry.vector(absorptions.MERGE, version=absorptions.VERSION)(absorptions.apply_merges)
     registry.vector(absorptions.LET_GO, version=absorptions.VERSION)(absorptions.apply_let_goes)
+    registry.bulk(apply_plain_puts)
     registry.on_members(apply_members)
     for row_key in (keys.SHARD_KEY, keys.DIVISION_KEY, keys.FOLLOWED_KEY, keys.ABSORPTION_KEY):
         registry.keep_row(row_key)
