@@ -44,7 +44,8 @@ async def test_an_election_in_between_is_waited_for(cluster: Cluster, web: httpx
 
 
 async def test_no_leader_for_too_long_is_503_and_changes_nothing(cluster: Cluster) -> None:
-    async with admin(cluster.addresses, request_timeout_ms=200) as service, client(service) as web:
+    async with admin(cluster.addresses, request_timeout_ms=1_000) as service, client(service) as web:
+        assert (await web.get("/admin/nodes")).status_code == 200  # connected
         cluster.follow(-1)
         answer = await web.post("/admin/nodes", json={"node_id": "n", "address": "h:1", "zone": ""})
         assert answer.status_code == 503
@@ -72,7 +73,8 @@ async def test_a_read_that_hangs_is_asked_elsewhere(cluster: Cluster) -> None:
 
 
 async def test_a_write_whose_outcome_is_unknown_is_504_and_not_repeated(cluster: Cluster) -> None:
-    async with admin(cluster.addresses, request_timeout_ms=500) as service, client(service) as web:
+    async with admin(cluster.addresses, request_timeout_ms=1_000) as service, client(service) as web:
+        assert (await web.get("/admin/nodes")).status_code == 200  # connected
         cluster.members[0].hang_after_write = True
         answer = await web.post("/admin/nodes", json={"node_id": "n", "address": "h:1", "zone": ""})
         assert answer.status_code == 504

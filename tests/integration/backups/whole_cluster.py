@@ -73,6 +73,7 @@ class WholeCluster:
                 coordinators=(self.coordinator,),
                 data_dir=self.folder / node_id,
                 tick_ms=20,
+                election_ticks=20,  # a slow disk must not cost a leader its place
                 heartbeat_ms=100,
                 **SHARED,
             )

@@ -17,6 +17,7 @@ def transport() -> str:
 async def one(tmp_path: Path, transport: str) -> AsyncIterator[Coordinators]:
     cluster = Coordinators(tmp_path, 1, transport=transport)
     await cluster.start()
+    await cluster.leader()  # who asks at once may be told that there is none yet
     yield cluster
     await cluster.close()
 
@@ -25,5 +26,6 @@ async def one(tmp_path: Path, transport: str) -> AsyncIterator[Coordinators]:
 async def three(tmp_path: Path, transport: str) -> AsyncIterator[Coordinators]:
     cluster = Coordinators(tmp_path, 3, transport=transport)
     await cluster.start()
+    await cluster.leader()  # who asks at once may be told that there is none yet
     yield cluster
     await cluster.close()

@@ -82,6 +82,7 @@ async def test_a_watcher_resumes_or_resyncs(one: Coordinators) -> None:
 async def quick(tmp_path: Path, transport: str) -> AsyncIterator[Coordinators]:
     cluster = Coordinators(tmp_path, 1, watch_heartbeat_ms=50, watchers_max=2, transport=transport)
     await cluster.start()
+    await cluster.leader()
     yield cluster
     await cluster.close()
 

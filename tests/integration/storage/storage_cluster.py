@@ -100,8 +100,7 @@ class ScriptedCoordinator(coordinator_pb2_grpc.CoordinatorServicer, cluster_pb2_
 
     async def _record(self, node_id: str, report: cluster_pb2.ShardReport) -> None:
         known = self.reports.get(report.shard_id)
-        floor = self.replica_floor(report.shard_id)
-        if report.leader_replica & 0xFFFFFFFF < floor:
+        if report.leader_replica & 0xFFFFFFFF < self.replica_floor(report.shard_id):
             self.refused.append((node_id, report.shard_id))
             return
         if known is not None and (report.epoch, report.term) < (known.epoch, known.term):
@@ -222,7 +221,7 @@ class Cluster:
             "internal_token": TOKEN,
             "transport": self.transport,
             "tick_ms": 20,
-            "election_ticks": 20,  # a slow disk or a busy machine must not cost a leader its place
+            "election_ticks": 20,  # a slow disk must not cost a leader its place
             "heartbeat_ms": 100,
             "duties_ms": 50,
             "map_poll_ms": 200,
@@ -293,8 +292,8 @@ class Cluster:
 
         await self.coordinator.change(edit, [shard_id])
 
-    async def split(self, count: int) -> list[str]:
-        """Ask every shard to divide, so that there are `count`; the names of the children."""
+    async def split(self, count: int, amiss: Callable[[pb.ClusterState], object] = lambda _: None) -> list[str]:
+        """Ask every shard to divide, so that there are `count`, but for what `amiss` changes; the children's names."""
         names: list[str] = []
 
         def edit(state: pb.ClusterState) -> None:
@@ -312,10 +311,10 @@ class Cluster:
                     parent=parent.shard_id,
                     sequence=self.coordinator.sequence,
                 )
-                name = f"shard-{index}"
-                names.append(name)
-                record = pb.ShardRecord(shard_id=name, epoch=1, replicas=parent.replicas, detail=detail)
-                state.shards[name].CopyFrom(record)
+                names.append(name := f"shard-{index}")
+                state.shards[name].CopyFrom(pb.ShardRecord(shard_id=name, epoch=1, detail=detail))
+                state.shards[name].replicas.extend(parent.replicas)
+            amiss(state)
 
         count_before = self.coordinator.state.partitioning.num_shards
         await self.coordinator.change(edit, [f"shard-{index}" for index in range(count_before, count)])

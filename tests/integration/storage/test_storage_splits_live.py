@@ -160,12 +160,11 @@ async def test_a_division_that_the_map_has_wrong_changes_nothing(cluster: Cluste
     await cluster.open(3)
     await cluster.create_shards(2, THREE)
     written = await fill(cluster)
-    await cluster.split(4)
 
     def misfit(state: coordinator_pb2.ClusterState) -> None:
         state.shards["shard-2"].detail.shard_index = 3
 
-    await cluster.coordinator.change(misfit, ["shard-2"])
+    await cluster.split(4, misfit)
     await cluster.until(lambda: "shard-3" in cluster.coordinator.reports)
     replica = cluster.nodes[cluster.leader("shard-0")].replicas.of_shard("shard-0")
     assert replica is not None and replica.division() is None

@@ -155,6 +155,7 @@ async def test_reads_are_repeated(client: AsyncClient, gateway: FakeGateway) -> 
 
 
 async def test_the_timeout_holds(client: AsyncClient, gateway: FakeGateway) -> None:
+    await client.put("k", "v")  # connected
     gateway.script = ["hang"]
     with pytest.raises(flotta.OutcomeUnknownError, match=gateway.address):
         await client.put("k", "v", timeout_ms=150)

@@ -115,8 +115,9 @@ async def test_doubt_is_not_forgotten(client: AsyncClient, gateway: FakeGateway)
 
 
 async def test_results_that_came_stay_when_a_repeat_fails(client: AsyncClient, gateway: FakeGateway) -> None:
+    await client.get("a")  # connected
     gateway.script = [None, BUSY, "hang"]
-    found = await client.batch([Put("a", "1"), Put("b", "2")], timeout_ms=700)
+    found = await client.batch([Put("a", "1"), Put("b", "2")], timeout_ms=1_000)
     assert found[0] == 1
     assert isinstance(found[1], flotta.OutcomeUnknownError)
 

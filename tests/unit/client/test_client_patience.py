@@ -40,6 +40,8 @@ async def gateway() -> AsyncIterator[FakeGateway]:
 
 async def test_overload_stays_overload(gateway: FakeGateway) -> None:
     async with AsyncClient(gateway.address, timeout_ms=500) as client:
+        await client.get("k", timeout_ms=20_000)  # connected
+        gateway.seen.clear()
         gateway.script = [BUSY] * 4
         with pytest.raises(flotta.RateLimitedError):
             await client.put("k", "v")

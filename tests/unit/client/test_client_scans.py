@@ -117,7 +117,7 @@ async def test_overload_is_waited_out_and_other_failures_are_raised(client: Asyn
     assert len(seen) == 10, "what came before is right"
     gateway.script = [BUSY] * 100
     with pytest.raises(flotta.RateLimitedError):
-        await client.count(timeout_ms=100)
+        await client.count(timeout_ms=500)
 
 
 async def test_a_lost_gateway_is_left_for_the_next(gateway: FakeGateway) -> None:

@@ -98,7 +98,7 @@ async def test_after_a_write_of_unknown_outcome_the_shard_is_asked(client: Async
     await session.get("k")
     gateway.script = ["hang"]
     with pytest.raises(flotta.OutcomeUnknownError):
-        await session.put("k", "2", timeout_ms=100)
+        await session.put("k", "2", timeout_ms=700)
     await session.get("k")
     assert reads(gateway) == [STRONG, STRONG]
 

@@ -158,6 +158,7 @@ async def test_a_lost_answer_is_asked_for_again_only_when_that_is_safe(cluster: 
 
 
 async def test_the_timeout_holds_and_doubt_is_told(client: AsyncClient, cluster: FakeCluster) -> None:
+    await client.put("k", "v")  # connected
     for node in cluster.nodes:
         node.fault = lambda op: "drop"
     with pytest.raises(flotta.OutcomeUnknownError):
@@ -205,7 +206,7 @@ async def test_nobody_there_and_a_wrong_token_say_so(cluster: FakeCluster) -> No
             await client.put("k", "v")
     assert not seen(cluster)
     cluster.state.Clear()
-    async with AsyncClient.smart(cluster.coordinator.address, internal_token=TOKEN, timeout_ms=300) as client:
+    async with AsyncClient.smart(cluster.coordinator.address, internal_token=TOKEN, timeout_ms=1_000) as client:
         with pytest.raises(flotta.UnavailableError, match="the cluster is empty"):
             await client.put("k", "v")
 

@@ -107,6 +107,7 @@ def test_a_lost_answer_is_asked_for_again_only_when_that_is_safe(client: Client,
 
 
 def test_the_timeout_holds(client: Client, gateway: FakeGateway) -> None:
+    client.put("k", "v")  # connected
     gateway.script = ["hang"]
     with pytest.raises(flotta.OutcomeUnknownError, match=gateway.address):
         client.put("k", "v", timeout_ms=150)

@@ -98,6 +98,7 @@ def test_a_lost_answer_is_asked_for_again(client: Client, cluster: FakeCluster) 
 
 
 def test_the_timeout_holds(client: Client, cluster: FakeCluster) -> None:
+    client.put("k", "v")  # connected
     for node in cluster.nodes:
         node.fault = lambda op: "drop"
     with pytest.raises(flotta.OutcomeUnknownError):
