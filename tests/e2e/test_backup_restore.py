@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from flotta import AsyncClient, Entry, Put
 from flotta.models import Get
-from load import Load, acks_grow, under_load
+from load import PATIENT_S, Load, acks_grow, under_load
 from process_cluster import ProcessCluster, replicas_equal, running, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
@@ -53,7 +53,9 @@ async def ended(cluster: ProcessCluster, order: tuple[int, Any]) -> dict[str, An
     steps: set[int] = set()
 
     async def is_over() -> dict[str, Any] | None:
-        _, now = await cluster.admin("GET", f"/admin/ops/{number}")
+        status, now = await cluster.admin("GET", f"/admin/ops/{number}")
+        if status != 200:
+            return None
         steps.add(now["steps_done"])
         return None if now["status"] == "RUNNING" else now
 
@@ -70,7 +72,8 @@ async def test_a_hundred_thousand_keys_come_back_equal_in_a_cluster_of_another_s
         async with AsyncClient(old.gateway_address(1), timeout_ms=30_000) as client:
             await fill(client)
             saved = await entries(client, KEYS)
-        load = Load([old.gateway_address(1), old.gateway_address(2)], [b"hot %d" % n for n in range(8)])
+        addresses = [old.gateway_address(1), old.gateway_address(2)]
+        load = Load(addresses, [b"hot %d" % n for n in range(8)], timeout_s=PATIENT_S)
         async with under_load(load):
             await acks_grow(load, load.keys)
             before = {key: record.acknowledged for key, record in load.records.items()}

@@ -171,7 +171,7 @@ async def test_sixteen_writers_on_one_key_leave_equal_replicas(tmp_path: Path) -
         async def write(n: int) -> int:
             done = 0
             for round_number in range(150):
-                reply = await clients[n].put(b"contended", b"writer %d round %d" % (n, round_number), timeout=10)
+                reply = await clients[n].put(b"contended", b"writer %d round %d" % (n, round_number), timeout=60)
                 done += reply.status.code == 1
             return done
 

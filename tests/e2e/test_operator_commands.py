@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Operator
-from load import Load, under_load
+from load import PATIENT_S, Load, under_load
 from process_cluster import replicas_equal, running, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -23,7 +23,7 @@ HASTE = {
 async def test_an_operators_day(tmp_path: Path) -> None:
     async with running(tmp_path, nodes=4, shards=SHARDS, gateways=1, settings=HASTE) as cluster:
         operator = Operator(cluster, tmp_path / "config.toml")
-        load = Load([cluster.gateway_address(1)], [b"key %d" % number for number in range(8)])
+        load = Load([cluster.gateway_address(1)], [b"key %d" % number for number in range(8)], timeout_s=PATIENT_S)
 
         async def stable() -> bool:
             rows = await operator.told("shards")

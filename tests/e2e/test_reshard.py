@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from flotta import AsyncClient, Entry, FlottaError, Put
 from flotta.models import Get
-from load import Load, acks_grow, under_load
+from load import PATIENT_S, Load, acks_grow, under_load
 from process_cluster import ProcessCluster, replicas_equal, running, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -126,7 +126,7 @@ async def change(cluster: ProcessCluster, number: int) -> tuple[int, Any]:
 async def test_any_number_of_shards_under_load_and_again_while_a_coordinator_is_killed(tmp_path: Path) -> None:
     async with running(tmp_path, nodes=3, shards=6, gateways=2) as cluster:
         addresses = [cluster.gateway_address(1), cluster.gateway_address(2)]
-        load = Load(addresses, [b"key %d" % n for n in range(12)])
+        load = Load(addresses, [b"key %d" % n for n in range(12)], timeout_s=PATIENT_S)
         async with AsyncClient(addresses[0], timeout_ms=30_000) as client, chains(cluster) as made:
             versions = await fill(client)
             stopping = asyncio.Event()

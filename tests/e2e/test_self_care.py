@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from load import Load, acks_grow, under_load
+from load import PATIENT_S, Load, acks_grow, under_load
 from process_cluster import ProcessCluster, replicas_equal, running, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
@@ -64,7 +64,7 @@ async def hasty(folder: Path, nodes: int, zones: str = "local") -> AsyncIterator
     settings = {**HASTE, "ZONES": zones}
     async with running(folder, nodes=nodes, shards=SHARDS, gateways=2, settings=settings) as cluster:
         addresses = [cluster.gateway_address(1), cluster.gateway_address(2)]
-        yield Scene(cluster, Load(addresses, [b"key %d" % n for n in range(12)]))
+        yield Scene(cluster, Load(addresses, [b"key %d" % n for n in range(12)], timeout_s=PATIENT_S))
 
 
 async def decisions(cluster: ProcessCluster, **query: str) -> list[dict[str, Any]]:
@@ -193,8 +193,8 @@ async def ended(cluster: ProcessCluster, order: tuple[int, Any]) -> dict[str, An
     number = body["operation"]["id"]
 
     async def is_over() -> dict[str, Any] | None:
-        _, now = await cluster.admin("GET", f"/admin/ops/{number}")
-        return None if now["status"] == "RUNNING" else now
+        status, now = await cluster.admin("GET", f"/admin/ops/{number}")
+        return now if status == 200 and now["status"] != "RUNNING" else None
 
     found: dict[str, Any] = await until(is_over, f"operation {number} ends", 60)
     return found
@@ -264,6 +264,6 @@ async def test_a_rebalance_undoes_what_was_placed_by_hand(tmp_path: Path) -> Non
             scene.note("orders a rebalance")
             over = await ended(cluster, await cluster.admin("POST", "/admin/cluster/rebalance"))
             assert over["status"] == "DONE", over
-            assert await spread(cluster), await cluster.shards()
+            await until(lambda: spread(cluster), "what was done by hand is undone")  # leaders may just be changing
         await scene.finish()
         assert load.failures == []

@@ -18,6 +18,7 @@ from flotta_runtime.tls import Tls
 from process_cluster import Client, until
 
 FAILURES_KEPT = 100
+PATIENT_S = 30
 OK = gateway_pb2.Status.OK
 CERTAINLY_NOT = {
     gateway_pb2.Status.UNAVAILABLE,
@@ -54,6 +55,9 @@ class Load:
     # After each acknowledgement, so that the load does not take all of the machine from processes that start.
     pause_s: float = 0.01
     failures: list[str] = field(default_factory=list)  # calls without an answer, the first of them
+    # Soon given up, so that writers go on where an answer may be lost; PATIENT_S where no call may fail, as one that is
+    # only slow would.
+    timeout_s: float = 3
 
     def __post_init__(self) -> None:
         for key in self.keys:
@@ -75,7 +79,8 @@ class Load:
         while not self.stopping:
             value, turn = value + 1, turn + 1
             try:
-                reply = await clients[turn % len(clients)].put(key, (b"%d" % value).ljust(self.value_bytes), timeout=3)
+                client, filled = clients[turn % len(clients)], (b"%d" % value).ljust(self.value_bytes)
+                reply = await client.put(key, filled, timeout=self.timeout_s)
             except grpc.aio.AioRpcError as error:
                 self._failed(f"{error.code().name}: {error.details()}")
                 record.maybe.add(value)
@@ -117,7 +122,7 @@ class Load:
         client, wrong = Client(address, self.tls), []
         try:
             for key, record in self.records.items():
-                reply = await client.get(key, timeout=10)
+                reply = await client.get(key, timeout=60)
                 value = int(reply.kv.value) if reply.status.code == OK else 0
                 if not record.allows(value):
                     wrong.append(f"{key!r}: read {value}, acknowledged {record.acknowledged}, maybe {record.maybe}")

@@ -171,7 +171,7 @@ class ProcessCluster:
             headers={"X-Admin-Api-Key": key, "Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+            with urllib.request.urlopen(request, timeout=60, context=context) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as refusal:
             with refusal:
@@ -195,8 +195,12 @@ class ProcessCluster:
         return {shard["shard_id"]: shard for shard in shards}
 
     async def map_version(self) -> int:
-        _, body = await self.admin("GET", "/admin/cluster/shard-map/version")
-        return int(body["map_version"])
+        async def asked() -> tuple[int] | None:
+            status, body = await self.admin("GET", "/admin/cluster/shard-map/version")
+            return (int(body["map_version"]),) if status == 200 else None  # the coordinators may be electing
+
+        (found,) = await until(asked, "the coordinators tell the map's version")
+        return int(found)
 
     # --- gRPC ---
 
@@ -333,11 +337,11 @@ class Client:
         self.channel = open_channel(tls, address, options)
         self.stub = gateway_pb2_grpc.KvGatewayStub(self.channel)
 
-    async def put(self, key: bytes, value: bytes, timeout: float = 5, ttl_ms: int = 0) -> gateway_pb2.PutResponse:
+    async def put(self, key: bytes, value: bytes, timeout: float = 30, ttl_ms: int = 0) -> gateway_pb2.PutResponse:
         options = gateway_pb2.WriteOptions(ttl_ms=ttl_ms)
         return await self.stub.Put(gateway_pb2.PutRequest(key=key, value=value, options=options), timeout=timeout)
 
-    async def get(self, key: bytes, timeout: float = 5) -> gateway_pb2.GetResponse:
+    async def get(self, key: bytes, timeout: float = 30) -> gateway_pb2.GetResponse:
         options = gateway_pb2.ReadOptions(consistency=gateway_pb2.STRONG)
         return await self.stub.Get(gateway_pb2.GetRequest(key=key, options=options), timeout=timeout)
 

@@ -22,7 +22,7 @@ from flotta import AsyncClient, InvalidArgumentError, UnavailableError
 from flotta_proto.kvdb import gateway_pb2
 from flotta_runtime.settings import Transport
 from flotta_runtime.tls import Tls, TlsFiles
-from load import Load, acks_grow, under_load
+from load import PATIENT_S, Load, acks_grow, under_load
 from process_cluster import Client, ProcessCluster, replicas_equal, running, until
 
 KEYS = [b"tls-%d" % number for number in range(12)]
@@ -114,7 +114,7 @@ async def test_everything_is_replaced_under_load_and_no_call_fails(tmp_path: Pat
         await strangers_are_refused(cluster, rotation)
 
         addresses = [cluster.gateway_address(1), cluster.gateway_address(2)]
-        load = Load(addresses, list(KEYS), tls=Tls(rotation.files))
+        load = Load(addresses, list(KEYS), tls=Tls(rotation.files), timeout_s=PATIENT_S)
         stopping = asyncio.Event()
         async with under_load(load):
             anew = asyncio.create_task(connect_anew(cluster, rotation.files, stopping))
@@ -177,7 +177,7 @@ async def strangers_are_refused(cluster: ProcessCluster, rotation: Rotation) -> 
     for port in (cluster.coordinator_port, cluster.node_port):
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5)
+            await channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         await channel.close()
 

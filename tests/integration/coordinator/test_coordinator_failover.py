@@ -170,7 +170,7 @@ async def test_without_a_quorum_nobody_pretends(three: Coordinators) -> None:
     await three.stop(*await three.followers())
     request = pb.RegisterNodeRequest(node_id="node-2", address="h:2")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await client.coordinator.RegisterNode(request, metadata=client.metadata, timeout=4)
+        await client.coordinator.RegisterNode(request, metadata=client.metadata, timeout=1.5)
     # Proposed before the leader noticed: unknown. After: certainly refused.
     assert caught.value.code() in (
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -179,7 +179,7 @@ async def test_without_a_quorum_nobody_pretends(three: Coordinators) -> None:
     )
     assert "null" not in (caught.value.details() or "")
     with pytest.raises(grpc.aio.AioRpcError):
-        await client.coordinator.GetShardMap(pb.GetShardMapRequest(), timeout=4)
+        await client.coordinator.GetShardMap(pb.GetShardMapRequest(), timeout=1.5)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await anext(watch)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION

@@ -31,14 +31,14 @@ async def test_a_stopping_node_answers_what_it_has_and_is_left(cluster: FakeClus
     link = next(link for link in gateway.links.links() if link.address == old.address)
     old.delay_s = 0.3
     writing = asyncio.ensure_future(stub.Put(put(b"before")))
-    await wait_until(lambda: link.operations_open == 1)
+    await wait_until(lambda: len(old.seen) == 2)
     old.delay_s = 0.0
+    connections = len(old.tokens)
     old.leave()
     await wait_until(lambda: not link.up)
     cluster.move_leader(SHARD, new)
     assert (await stub.Put(put(b"after"))).status.code == Status.OK
     assert (await writing).status.code == Status.OK, "it had it before it left"
-    connections = len(old.tokens)
     await wait_until(lambda: len(old.tokens) > connections)  # left, and looked for again
     assert [op.value for op in old.seen] == [b"v", b"before"]
     assert [op.value for op in cluster.shards.applied] == [b"v", b"before", b"after"]
