@@ -468,13 +468,16 @@ class RaftHost:
         outbox_bytes_max: int = 256 << 20,
         snapshot_timeout_ticks: int = 600,
         apply_delay_ms: int = 0,
+        in_step: bool | None = None,
     ) -> RaftHost:
         """Open the log and recover every group in it.
 
         `apply_delay_ms`: entries that a follower applies may wait this long for more before `poll` has them; so may
         the news of a commit, on a leader, for entries to travel with. Nothing else waits: entries that an answered
         read of this host waits for do not, nor what came before anything else that is said of their group. In manual
-        mode the news wait for the next tick.
+        mode the delay goes by what `drive` is told.
+
+        `in_step`: the leaders of this host beat at the same ticks. By default they do in threaded mode.
 
         `applied` is each group's durable applied index in the state machine: the recovered commit index is at
         least that. Raises LogCorruption, OSError, or ValueError naming the bad option.
@@ -540,8 +543,13 @@ class RaftHost:
         them together, and those of the one under way (0: none). Asks no thread, so it answers while the disk hangs."""
     # Manual mode only.
     def tick(self, ticks: int = 1) -> None: ...
-    def drive(self) -> int:
-        """Run rounds until nothing is ready; returns their number. Raises FailpointReached, HostFailed."""
+    def drive(self, now_us: int = 0) -> int:
+        """Run rounds until nothing is ready; returns their number. Raises FailpointReached, HostFailed.
+
+        `now_us`: the time, by a clock of the caller's that never goes back; `poll` goes by the same. Without it no time
+        passes."""
+    def due_us(self) -> int | None:
+        """When, by that clock, `drive` and `poll` have to be called although nothing happened."""
     def salvage(self) -> Batch:
         """After FailpointReached: what had left the process before it died, and may still arrive."""
     def arm_failpoint(self, name: str, hits: int = 1) -> None:

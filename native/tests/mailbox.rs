@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use flotta_native::raft::clock::Clock;
 use flotta_native::raft::error::Fatal;
 use flotta_native::raft::mailbox::{Carrier, Command, Mailbox};
 use flotta_native::raft::options::Options;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 const NEVER_MS: u64 = 3_600_000;
 
 fn mailbox(apply_delay_ms: u64) -> Mailbox {
-    Mailbox::new(&Options { apply_delay_ms, ..Options::default() }).unwrap()
+    Mailbox::new(&Options { apply_delay_ms, ..Options::default() }, Clock::System).unwrap()
 }
 
 /// Deliver what nodes say until they are silent; what else the watched one says goes into its mailbox.
@@ -222,7 +223,7 @@ fn kinds_said(cluster: &mut Cluster, node: u32) -> Vec<MessageType> {
 }
 
 #[test]
-fn the_news_of_a_commit_rides_with_the_next_entries_or_is_told_by_the_next_tick() {
+fn the_news_of_a_commit_rides_with_the_next_entries_or_is_told_in_time() {
     let (mut cluster, leader) = trio_with(|options| options.apply_delay_ms = 5);
     let committed = |cluster: &mut Cluster, node: u32| cluster.host(node).status(None)[0].committed;
     kinds_said(&mut cluster, leader);
@@ -243,19 +244,37 @@ fn the_news_of_a_commit_rides_with_the_next_entries_or_is_told_by_the_next_tick(
             );
         }
     }
-    assert!(cluster.host(leader).has_untold_commits());
-    cluster.host(leader).tell_commits();
+    let now = Instant::now();
+    let due = now + Duration::from_millis(5);
+    cluster.host(leader).hold_news(|| now);
+    cluster.host(leader).hold_news(|| due);
+    assert_eq!(cluster.host(leader).tell_at(), Some(due), "the first news sets the time");
+    cluster.host(leader).tell_if_due(due - Duration::from_micros(1));
+    cluster.host(leader).tick();
+    assert_eq!(kinds_said(&mut cluster, leader), vec![], "it is not time");
+    cluster.host(leader).tell_if_due(due);
     assert_eq!(kinds_said(&mut cluster, leader), vec![MessageType::MsgAppend; 2]);
     for follower in others(leader) {
         assert_eq!(committed(&mut cluster, follower), before + 3);
     }
-    cluster.host(leader).tell_commits();
+    cluster.host(leader).hold_news(|| due);
+    assert_eq!(cluster.host(leader).tell_at(), None);
+    cluster.host(leader).tell_if_due(due);
     assert_eq!(kinds_said(&mut cluster, leader), vec![], "once is enough");
-    propose(&mut cluster, leader, 4);
-    kinds_said(&mut cluster, leader);
-    cluster.host(leader).tick();
-    kinds_said(&mut cluster, leader);
-    assert_eq!(committed(&mut cluster, others(leader)[0]), before + 4, "driven by hand, a tick is the clock");
+}
+
+#[test]
+fn by_a_clock_that_is_set_by_hand_what_waits_leaves_when_it_is_set_to_its_time() {
+    let clock = Clock::by_hand();
+    clock.set_us(1_000);
+    let mailbox = Mailbox::new(&Options { apply_delay_ms: 5, ..Options::default() }, clock).unwrap();
+    publish(&mailbox, |out| out.apply(entry(1, 5, 0)));
+    assert_eq!(mailbox.due_at().and_then(|at| mailbox.clock().us_at(at)), Some(6_000));
+    mailbox.clock().set_us(5_999);
+    publish(&mailbox, |out| out.apply(entry(1, 6, 0)));
+    assert_eq!(polled(&mailbox), vec![]);
+    mailbox.clock().set_us(6_000);
+    assert_eq!((polled(&mailbox), mailbox.due_at()), (vec![(1, 5), (1, 6)], None));
 }
 
 #[derive(Default)]
@@ -302,7 +321,7 @@ fn messages_that_are_carried_wake_nobody_and_the_others_do() {
 #[test]
 fn leaders_beat_at_the_same_ticks_whenever_they_were_elected() {
     for elected_at in 0..4 {
-        let mut cluster = Cluster::new(3, &[1, 2, 3], |options| options.background = true);
+        let mut cluster = Cluster::new(3, &[1, 2, 3], |options| options.in_step = true);
         let mut beats = Vec::new();
         for tick in 1..=12 {
             if tick == elected_at + 1 {

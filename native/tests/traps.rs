@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use flotta_native::raft::clock::Clock;
 use flotta_native::raft::guard::Change;
 use flotta_native::raft::out::{Payload, Reason};
 use flotta_native::raft::runner::{guarded, Runner};
@@ -15,7 +16,7 @@ use std::time::Duration;
 fn trap_1_and_2_a_panic_ends_the_host_with_its_reason_and_nobody_hangs() {
     let disk = SimDisk::new(1);
     let host = lone(&disk, &[]);
-    let runner = Runner::new(host).unwrap();
+    let runner = Runner::new(host, Clock::System).unwrap();
     runner.start().unwrap();
     let broken = runner.ask(|_| -> Result<(), _> { panic!("the core said no") }).unwrap_err();
     assert!(broken.to_string().contains("the core said no"), "{broken}");

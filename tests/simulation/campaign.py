@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from cluster_profile import draw_cluster
@@ -42,6 +43,7 @@ _COMMON = {
     "snapshots_installed": "snapshots installed",
     "membership_changes": "membership changes",
     "partitions": "partitions",
+    "delays_ended": "delays that ran out",
     "unknown_outcomes": "unknown outcomes",
 }
 _COMMONLY_TOLD = (
@@ -53,7 +55,7 @@ _COMMONLY_TOLD = (
 SHARDS = Simulator(
     "sim",
     HERE / "corpus.txt",
-    lambda seed, echo: run_seed(draw_profile(seed), echo),
+    lambda seed, echo: run_seed(draw_profile(seed, plain=seed in plain_seeds(SHARDS.corpus)), echo),
     _COMMON,
     (
         *_COMMONLY_TOLD, "unknown_that_happened", "log_entries_compared", "promises_compared", "replicas_removed",
@@ -63,7 +65,7 @@ SHARDS = Simulator(
 CLUSTER = Simulator(
     "sim-cluster",
     HERE / "cluster_corpus.txt",
-    lambda seed, echo: run_cluster(draw_cluster(seed), echo),
+    lambda seed, echo: run_cluster(draw_cluster(seed, plain=seed in plain_seeds(CLUSTER.corpus)), echo),
     {
         **_COMMON,
         "moves_planned": "moves of the planner",
@@ -85,17 +87,36 @@ CLUSTER = Simulator(
 )  # fmt: skip
 
 
-def read_corpus(path: Path) -> list[tuple[int, str]]:
-    """Every seed that ever failed, with the note of what it was."""
-    found: list[tuple[int, str]] = []
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A seed of a corpus. A plain one is run without what was not drawn yet when it was found."""
+
+    seed: int
+    plain: bool
+    note: str
+
+
+def _read(path: Path) -> list[Kept]:
+    found: list[Kept] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         text, _, note = line.partition("#")
         if not text.strip():
             continue
-        if not text.strip().isdigit() or not note.strip():
-            raise ValueError(f"{path.name} line {number}: a seed, then '# what it found'")
-        found.append((int(text), note.strip()))
+        seed, *marks = text.split()
+        if not seed.isdigit() or marks not in ([], ["plain"]) or not note.strip():
+            raise ValueError(f"{path.name} line {number}: a seed, 'plain' if it is, then '# what it found'")
+        found.append(Kept(int(seed), bool(marks), note.strip()))
     return found
+
+
+def read_corpus(path: Path) -> list[tuple[int, str]]:
+    """Every seed that ever failed, with the note of what it was."""
+    return [(kept.seed, kept.note) for kept in _read(path)]
+
+
+@cache
+def plain_seeds(path: Path) -> frozenset[int]:
+    return frozenset(kept.seed for kept in _read(path) if kept.plain)
 
 
 @dataclass(slots=True)

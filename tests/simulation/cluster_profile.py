@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from flotta_consensus.sim.clock import stream
 from flotta_consensus.sim.network import NetworkProfile
-from flotta_consensus.sim.profile import FaultProfile, RaftProfile, draw_faults, draw_network, draw_raft
+from flotta_consensus.sim.profile import FaultProfile, RaftProfile, draw_delays, draw_faults, draw_network, draw_raft
 
 EVENTS = (
     "move", "cancel", "drain", "undrain", "factor", "rebalance", "lead", "add", "decommission", "destroy",
@@ -42,11 +42,11 @@ class ClusterProfile:
             f"{self.gateways} gateways, {self.clients} clients, {self.run_ms} ms, events {','.join(self.events)}, "
             f"faults {','.join(self.faults.enabled()) or 'none'}; loss {weather.loss:.3f} dup {weather.duplicate:.3f} "
             f"replay {weather.replay:.3f} reorder {weather.reorder} partition {weather.partition_mode.value}"
-            f"/{'sym' if weather.partition_symmetric else 'asym'} clog {weather.clog:.4f}"
+            f"/{'sym' if weather.partition_symmetric else 'asym'} clog {weather.clog:.4f}{self.raft.describe_delays()}"
         )
 
 
-def draw_cluster(seed: int, *, run_ms: int = 18_000) -> ClusterProfile:
+def draw_cluster(seed: int, *, run_ms: int = 18_000, plain: bool = False) -> ClusterProfile:
     """The conditions of a seed; each part has a stream of its own."""
     shape, times = stream(seed, "cluster/shape"), stream(seed, "cluster/times")
     faults = draw_faults(stream(seed, "cluster/faults"))
@@ -84,7 +84,7 @@ def draw_cluster(seed: int, *, run_ms: int = 18_000) -> ClusterProfile:
         network=draw_network(stream(seed, "cluster/network")),
         faults=faults,
         raft=replace(
-            draw_raft(stream(seed, "cluster/raft")),
+            draw_delays(draw_raft(stream(seed, "cluster/raft")), seed, plain=plain),
             tick_ms=times.choice((60, 100)),
             election_ticks=times.choice((5, 8)),
         ),

@@ -207,7 +207,9 @@ class StorageProcess(ClusterNode):
         registry = new_registry()
         machines = open_machines(engine, records, registry, self.failpoints)
         driver = self.open_host(
-            identity.node_num, {group: machine.applied_index() for group, machine in machines.items()}
+            identity.node_num,
+            {group: machine.applied_index() for group, machine in machines.items()},
+            apply_delay_ms=self.world.raft.apply_delay_ms,
         )
         known = set(self.host.groups())
         if known - machines.keys():

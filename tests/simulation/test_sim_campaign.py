@@ -9,10 +9,11 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from campaign import SHARDS, Campaign, read_corpus, run_campaign
+from campaign import SHARDS, Campaign, plain_seeds, read_corpus, run_campaign
 from flotta_consensus.sim.profile import draw_profile
 from shard_world import run_seed
 
@@ -23,7 +24,7 @@ BASE = int(os.environ.get("SIM_BASE", str(int(time.time()) % (1 << 40))))
 
 @pytest.mark.parametrize(("seed", "note"), read_corpus(SHARDS.corpus))
 def test_every_seed_that_ever_failed(seed: int, note: str) -> None:
-    result = run_seed(draw_profile(seed))
+    result = SHARDS.run(seed, None)
     assert not result.violation, f"{note}: {result.violation}\n{SHARDS.reproduce(seed)}"
 
 
@@ -64,6 +65,21 @@ def test_the_corpus_needs_a_note(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("# all of them\n12  # a stale read\n")
     assert read_corpus(corpus) == [(12, "a stale read")]
-    corpus.write_text("12\n")
-    with pytest.raises(ValueError, match="line 1"):
-        read_corpus(corpus)
+    assert not plain_seeds(corpus)
+    for wrong in ("12\n", "12 plane  # a stale read\n"):
+        corpus.write_text(wrong)
+        with pytest.raises(ValueError, match="line 1"):
+            read_corpus(corpus)
+
+
+def test_a_seed_is_plain_only_where_the_corpus_says_so(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("12 plain  # a stale read\n13  # another\n")
+    assert plain_seeds(corpus) == {12}
+    assert {seed for seed, _ in read_corpus(corpus)} == {12, 13}
+    fresh = [draw_profile(seed).raft for seed in range(100)]
+    assert {raft.in_step for raft in fresh} == {False, True}
+    assert {raft.apply_delay_ms for raft in fresh} >= {0, 20}
+    plain = draw_profile(12, plain=True)
+    assert (plain.raft.apply_delay_ms, plain.raft.in_step) == (0, False)
+    assert replace(plain, raft=draw_profile(12).raft) == draw_profile(12), "it changes nothing else"

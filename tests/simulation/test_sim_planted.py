@@ -35,6 +35,7 @@ def test_the_bugs_that_must_be_there_are() -> None:
         "apply-twice-after-restart",
         "accept-stale-epoch",
         "resurrect-overwritten-tail",
+        "kept-back-is-overtaken",
     }
 
     assert {patch.path.stem for patch in CLUSTER_PATCHES} >= {

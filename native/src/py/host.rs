@@ -4,6 +4,7 @@ use super::batch::Batch;
 use super::disk::SimDisk;
 use super::values::{GroupStatus, LogStats, Membership};
 use super::{fatal_error, open_error, APPLY_CONF, APPLY_EMPTY, APPLY_NORMAL};
+use crate::raft::clock::Clock;
 use crate::raft::commands::Proposal;
 use crate::raft::error::Fatal;
 use crate::raft::failpoints::Failpoints;
@@ -85,7 +86,7 @@ impl RaftHost {
         heartbeat_ticks=2, pre_vote=true, check_quorum=true, segment_bytes=64 << 20, entry_bytes_max=32 << 20,
         message_bytes_max=1 << 20, inflight_messages_max=256, uncommitted_bytes_max=64 << 20,
         inbox_bytes_max=256 << 20, outbox_bytes_max=256 << 20, snapshot_timeout_ticks=600,
-        apply_delay_ms=0,
+        apply_delay_ms=0, in_step=None,
     ))]
     #[allow(clippy::too_many_arguments)] // the keyword options of the contract
     fn new(
@@ -110,6 +111,7 @@ impl RaftHost {
         outbox_bytes_max: u64,
         snapshot_timeout_ticks: u64,
         apply_delay_ms: u64,
+        in_step: Option<bool>,
     ) -> PyResult<Self> {
         let manual = match mode {
             "manual" => true,
@@ -136,6 +138,7 @@ impl RaftHost {
             outbox_bytes_max,
             snapshot_timeout_ticks,
             apply_delay_ms,
+            in_step: in_step.unwrap_or(!manual),
             background: !manual,
         };
         options.check().map_err(open_error)?;
@@ -154,7 +157,8 @@ impl RaftHost {
         });
         let host = host.map_err(open_error)?;
         let sync_times = host.sync_times();
-        Ok(RaftHost { runner: Runner::new(host)?, manual, entry_bytes_max, sync_times })
+        let clock = if manual { Clock::by_hand() } else { Clock::System };
+        Ok(RaftHost { runner: Runner::new(host, clock)?, manual, entry_bytes_max, sync_times })
     }
 
     fn notify_fd(&self) -> i32 {
@@ -397,9 +401,15 @@ impl RaftHost {
         })
     }
 
-    fn drive(&self, py: Python<'_>) -> PyResult<u64> {
+    #[pyo3(signature = (now_us=0))]
+    fn drive(&self, py: Python<'_>, now_us: u64) -> PyResult<u64> {
         self.manual_only("drive")?;
-        py.detach(|| self.runner.drive()).map_err(fatal_error)
+        py.detach(|| self.runner.drive(now_us)).map_err(fatal_error)
+    }
+
+    fn due_us(&self) -> PyResult<Option<u64>> {
+        self.manual_only("due_us")?;
+        Ok(self.runner.due_us())
     }
 
     #[pyo3(signature = (name, hits=1))]

@@ -36,10 +36,6 @@ impl Host {
                 self.touch(id);
             }
         }
-        if !self.options.background {
-            // Driven by hand, a host has no finer clock.
-            self.tell_commits();
-        }
     }
 
     pub fn propose(&mut self, proposals: Vec<Proposal>) {

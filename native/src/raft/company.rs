@@ -7,6 +7,7 @@
 //! Invariants: the entries of one group leave in their order, before anything newer of the same group; none is kept
 //! beyond the delay, and no more of them than the bounds say.
 
+use super::clock::Clock;
 use super::out::{Applied, Out};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ impl Company {
     }
 
     /// Take out of `out` what may wait, and put into it what waits no longer.
-    pub fn keep_back(&mut self, out: &mut Out) {
+    pub fn keep_back(&mut self, out: &mut Out, clock: &Clock) {
         if self.delay.is_zero() || (out.applies.is_empty() && self.entries == 0) {
             return;
         }
@@ -66,7 +67,7 @@ impl Company {
         } else if self.entries == 0 {
             self.due_at = None;
         } else {
-            self.due_at.get_or_insert_with(|| Instant::now() + self.delay);
+            self.due_at.get_or_insert_with(|| clock.now() + self.delay);
         }
     }
 

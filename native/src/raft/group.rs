@@ -88,7 +88,7 @@ impl Group {
             max_uncommitted_size: options.uncommitted_bytes_max,
             max_committed_size_per_ready: COMMITTED_BYTES_PER_READY,
             batch_append: true,
-            // The next entries bring it along; what nothing brings is told by `Host::tell_commits`.
+            // The next entries bring it along; what nothing brings is told by `Host::tell_if_due`.
             skip_bcast_commit: options.apply_delay_ms > 0,
             ..Default::default()
         };
@@ -135,7 +135,7 @@ impl Group {
     /// what they say travels in one frame to each node: a new one begins to count with the next beat of the others.
     pub fn tick(&mut self, tick: u64, options: &Options) -> bool {
         let beat = options.heartbeat_ticks as u64;
-        let patient = options.background && options.election_ticks > 2 * options.heartbeat_ticks;
+        let patient = options.in_step && options.election_ticks > 2 * options.heartbeat_ticks;
         if patient && self.is_leader() && self.in_step != self.node.raft.term {
             if tick % beat != 0 {
                 return false;

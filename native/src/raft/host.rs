@@ -19,6 +19,7 @@ use raft::eraftpb::{ConfState, Entry};
 use raft::ProgressState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 pub struct Host {
     pub options: Options,
@@ -35,6 +36,8 @@ pub struct Host {
     pub(super) commits_unsaved: Vec<u64>,
     /// Groups led here whose followers are to be told what is committed.
     pub(super) untold: Vec<u64>,
+    /// When they are to be told at the latest.
+    pub(super) tell_at: Option<Instant>,
     pub(super) incarnation: u64,
     pub(super) ticks: u64,
     /// Bytes already handed over and not yet fetched (threaded mode).
@@ -134,6 +137,7 @@ impl Host {
             must_flush: true,
             commits_unsaved: Vec::new(),
             untold: Vec::new(),
+            tell_at: None,
             incarnation,
             ticks: 0,
             backlog_bytes: 0,

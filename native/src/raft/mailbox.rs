@@ -4,6 +4,7 @@
 //! carrier takes never wake it, and what a follower applies may wait a little for company, since nobody waits for
 //! it (`company`). Whatever ends the host is kept as the reason and makes the eventfd readable; nobody waits in vain.
 
+use super::clock::Clock;
 use super::commands::Proposal;
 use super::company::Company;
 use super::error::Fatal;
@@ -61,9 +62,9 @@ impl Outbox {
     }
 
     /// All that is to leave now; with `all`, what waits for company too.
-    fn take(&mut self, all: bool) -> Out {
+    fn take(&mut self, all: bool, clock: &Clock) -> Out {
         let mut out = std::mem::take(&mut self.out);
-        if all || self.company.due_at().is_some_and(|at| Instant::now() >= at) {
+        if all || self.company.due_at().is_some_and(|at| clock.now() >= at) {
             self.company.release(&mut out);
         }
         self.told = false;
@@ -77,6 +78,8 @@ pub struct Mailbox {
     outbox: Mutex<Outbox>,
     reason: Mutex<Option<Fatal>>,
     carrier: Mutex<Option<Arc<dyn Carrier>>>,
+    /// Tells what waits for company when to go.
+    clock: Clock,
     event: EventFd,
     wakes: AtomicU64,
     frame_bytes_max: usize,
@@ -89,7 +92,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Mailbox {
-    pub fn new(options: &Options) -> io::Result<Mailbox> {
+    pub fn new(options: &Options, clock: Clock) -> io::Result<Mailbox> {
         Ok(Mailbox {
             inbox: Mutex::default(),
             wake: Condvar::new(),
@@ -100,6 +103,7 @@ impl Mailbox {
             }),
             reason: Mutex::default(),
             carrier: Mutex::default(),
+            clock,
             event: EventFd::new()?,
             wakes: AtomicU64::new(0),
             frame_bytes_max: options.message_bytes_max as usize,
@@ -119,6 +123,10 @@ impl Mailbox {
 
     pub fn reason(&self) -> Option<Fatal> {
         lock(&self.reason).clone()
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Everything the host says from now on goes past the carrier first. The last one stands.
@@ -142,7 +150,7 @@ impl Mailbox {
             return;
         }
         let mut outbox = lock(&self.outbox);
-        outbox.company.keep_back(out);
+        outbox.company.keep_back(out, &self.clock);
         if !out.is_empty() {
             outbox.out.absorb(out, self.frame_bytes_max);
             self.tell(&mut outbox);
@@ -161,11 +169,16 @@ impl Mailbox {
     fn tell_if_due(&self) -> Option<Instant> {
         let mut outbox = lock(&self.outbox);
         let at = outbox.company.due_at()?;
-        if Instant::now() < at {
+        if self.clock.now() < at {
             return Some(at);
         }
         self.tell(&mut outbox);
         None
+    }
+
+    /// When what waits for company is to leave at the latest.
+    pub fn due_at(&self) -> Option<Instant> {
+        lock(&self.outbox).company.due_at()
     }
 
     /// Frames to a node that nobody polled yet.
@@ -179,7 +192,7 @@ impl Mailbox {
     }
 
     pub fn salvage(&self) -> Out {
-        lock(&self.outbox).take(true)
+        lock(&self.outbox).take(true, &self.clock)
     }
 
     /// What happened since the last call.
@@ -190,7 +203,7 @@ impl Mailbox {
         if let Some(reason) = reason.as_ref().filter(|reason| **reason != Fatal::Stopped) {
             return Err(reason.clone());
         }
-        let out = lock(&self.outbox).take(reason.is_some());
+        let out = lock(&self.outbox).take(reason.is_some(), &self.clock);
         match reason {
             Some(reason) if out.is_empty() => Err(reason),
             _ => {

@@ -1,5 +1,6 @@
 //! The Raft host: groups, their shared log, and the round that drives them.
 
+pub mod clock;
 pub mod commands;
 pub mod company;
 pub mod error;

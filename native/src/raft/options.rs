@@ -22,6 +22,8 @@ pub struct Options {
     /// How long what a follower applies may wait for company before the application gets it, and how long a leader's
     /// followers may not know of a commit that no entries tell them of; 0: not at all.
     pub apply_delay_ms: u64,
+    /// The leaders of a host beat together.
+    pub in_step: bool,
     /// Prepare the next segment on a thread of its own (threaded mode); manual mode does it in place.
     pub background: bool,
 }
@@ -45,6 +47,7 @@ impl Default for Options {
             outbox_bytes_max: 256 << 20,
             snapshot_timeout_ticks: 600,
             apply_delay_ms: 0,
+            in_step: false,
             background: false,
         }
     }

@@ -14,6 +14,7 @@ use super::record::{Base, Hard};
 use super::store::sorted;
 use raft::eraftpb::{Entry, HardState, Message, Snapshot};
 use raft::Ready;
+use std::time::{Duration, Instant};
 
 /// A group between its ready and its advance.
 struct Turn {
@@ -163,13 +164,25 @@ impl Host {
         Ok(())
     }
 
-    /// Some group's followers may not know what is committed, and nothing brings them the news.
-    pub fn has_untold_commits(&self) -> bool {
-        !self.untold.is_empty()
+    /// When some group's followers, who may not know what is committed, are to be told at the latest.
+    pub fn tell_at(&self) -> Option<Instant> {
+        self.tell_at
     }
 
-    /// Tell them.
-    pub fn tell_commits(&mut self) {
+    /// News that nothing has brought them yet may wait for it from now on.
+    pub fn hold_news(&mut self, now: impl FnOnce() -> Instant) {
+        if !self.untold.is_empty() {
+            let delay = Duration::from_millis(self.options.apply_delay_ms);
+            self.tell_at.get_or_insert_with(|| now() + delay);
+        }
+    }
+
+    /// Tell them, if it is time.
+    pub fn tell_if_due(&mut self, now: Instant) {
+        if self.tell_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.tell_at = None;
         for id in std::mem::take(&mut self.untold) {
             if let Some(group) = self.groups.get_mut(&id) {
                 group.tell_commit();

@@ -3,6 +3,7 @@
 //! Missed ticks are never replayed: a process that was paused must not call an election out of a burst. Whatever ends
 //! the thread, a `Fatal` or a panic, is told through the mailbox.
 
+use super::clock::Clock;
 use super::error::Fatal;
 use super::host::Host;
 use super::mailbox::{Command, Mailbox};
@@ -41,8 +42,8 @@ pub struct Runner {
 }
 
 impl Runner {
-    pub fn new(host: Host) -> io::Result<Runner> {
-        let mailbox = Arc::new(Mailbox::new(&host.options)?);
+    pub fn new(host: Host, clock: Clock) -> io::Result<Runner> {
+        let mailbox = Arc::new(Mailbox::new(&host.options, clock)?);
         let tick = Duration::from_millis(host.options.tick_ms);
         Ok(Runner { mailbox, host: Mutex::new(Some(host)), thread: Mutex::default(), tick })
     }
@@ -152,21 +153,34 @@ impl Runner {
         }
     }
 
-    /// Manual mode: rounds until nothing is ready.
-    pub fn drive(&self) -> Result<u64, Fatal> {
+    /// Manual mode: rounds until nothing is ready, at a time that has passed by hand.
+    pub fn drive(&self, now_us: u64) -> Result<u64, Fatal> {
         if let Some(reason) = self.reason() {
             return Err(reason);
         }
         let mut held = lock(&self.host);
         let Some(host) = held.as_mut() else { return Err(Fatal::Stopped) };
+        let clock = self.mailbox.clock();
+        clock.set_us(now_us);
+        host.tell_if_due(clock.now());
         host.backlog_bytes = self.mailbox.backlog_bytes();
         let driven = guarded(|| host.drive(&mut |out| self.mailbox.publish(out)));
         match &driven {
-            Ok(_) => self.mailbox.publish(host.out()),
+            Ok(_) => {
+                self.mailbox.publish(host.out());
+                host.hold_news(|| clock.now());
+            }
             // What was not published before the death never left the process.
             Err(reason) => self.mailbox.fail(reason.clone()),
         }
         driven
+    }
+
+    /// Manual mode: when `drive` has to be called at the latest, in time passed by hand.
+    pub fn due_us(&self) -> Option<u64> {
+        let tell_at = lock(&self.host).as_ref().and_then(Host::tell_at);
+        let due_at = tell_at.into_iter().chain(self.mailbox.due_at()).min()?;
+        self.mailbox.clock().us_at(due_at)
     }
 }
 
@@ -190,9 +204,8 @@ fn handle(host: &mut Host, command: Command) -> Result<(), Fatal> {
 
 fn run(host: &mut Host, mailbox: &Mailbox, tick: Duration) -> Result<(), Fatal> {
     let mut next_tick = Instant::now() + tick;
-    let mut tell_at: Option<Instant> = None;
     let publish = &mut |out: &mut Out| mailbox.publish(out);
-    while let Some(commands) = mailbox.wait(tell_at.map_or(next_tick, |at| at.min(next_tick))) {
+    while let Some(commands) = mailbox.wait(host.tell_at().map_or(next_tick, |at| at.min(next_tick))) {
         let now = Instant::now();
         host.backlog_bytes = mailbox.backlog_bytes();
         let stalled = host.backlog_bytes > host.options.outbox_bytes_max;
@@ -206,16 +219,10 @@ fn run(host: &mut Host, mailbox: &Mailbox, tick: Duration) -> Result<(), Fatal> 
         for command in commands {
             handle(host, command)?;
         }
-        if tell_at.is_some_and(|at| now >= at) {
-            tell_at = None;
-            host.tell_commits();
-        }
+        host.tell_if_due(now);
         host.drive(publish)?;
         publish(host.out());
-        if host.has_untold_commits() {
-            let delay = Duration::from_millis(host.options.apply_delay_ms);
-            tell_at.get_or_insert_with(|| Instant::now() + delay);
-        }
+        host.hold_news(|| mailbox.clock().now());
     }
     host.close()
 }

@@ -28,7 +28,9 @@ class Node:
 
 
 class Cluster:
-    def __init__(self, nodes: int, voters: int | None = None) -> None:
+    def __init__(self, nodes: int, voters: int | None = None, *, apply_delay_ms: int = 0) -> None:
+        self.apply_delay_ms = apply_delay_ms
+        self.now_us = 0
         self.nodes: dict[int, Node] = {}
         self.cut: set[int] = set()
         for number in range(1, nodes + 1):
@@ -42,7 +44,14 @@ class Cluster:
 
     def _open(self, number: int, disk: native.SimDisk, applied: dict[int, int]) -> native.RaftHost:
         return native.RaftHost(
-            number, "raft", applied=applied, mode="manual", disk=disk, seed=7, segment_bytes=64 << 10
+            number,
+            "raft",
+            applied=applied,
+            mode="manual",
+            disk=disk,
+            seed=7,
+            segment_bytes=64 << 10,
+            apply_delay_ms=self.apply_delay_ms,
         )
 
     def host(self, number: int) -> native.RaftHost:
@@ -65,7 +74,7 @@ class Cluster:
             sent: list[tuple[int, bytes]] = []
             for number, node in self.nodes.items():
                 if node.up:
-                    node.host.drive()
+                    node.host.drive(self.now_us)
                     sent += self._take(number, node)
             for to, frame in sent:
                 if to not in self.cut and self.nodes[to].up:

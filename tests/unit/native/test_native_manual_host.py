@@ -229,3 +229,29 @@ def test_the_same_seed_makes_the_same_history() -> None:
         return cluster.host(leader).poll().messages
 
     assert history() == history()
+
+
+def test_what_is_kept_back_leaves_when_the_hand_set_clock_says_so() -> None:
+    cluster = Cluster(3, apply_delay_ms=20)
+    leader = cluster.elect()
+    follower = leader % 3 + 1
+
+    def pass_until_nothing_is_due() -> None:
+        while due := [at for number in cluster.nodes if (at := cluster.host(number).due_us()) is not None]:
+            cluster.now_us = min(due)
+            cluster.settle()
+
+    pass_until_nothing_is_due()
+    began_us = cluster.now_us
+    cluster.propose(leader, (1, b"x"))
+    committed = cluster.status(leader).committed
+    assert (cluster.values(leader), cluster.host(leader).due_us()) == ([b"x"], began_us + 20_000)
+    cluster.now_us += 19_999
+    cluster.settle()
+    assert cluster.status(follower).committed == committed - 1, "the news waits for more entries"
+    cluster.now_us += 1
+    cluster.settle()
+    assert (cluster.status(follower).committed, cluster.values(follower)) == (committed, [])
+    assert (cluster.host(leader).due_us(), cluster.host(follower).due_us()) == (None, began_us + 40_000)
+    pass_until_nothing_is_due()
+    assert (cluster.now_us, cluster.values(follower)) == (began_us + 40_000, [b"x"])

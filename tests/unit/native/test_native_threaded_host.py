@@ -147,7 +147,7 @@ def test_a_flood_of_proposals_is_refused_not_queued(tmp_path: Path) -> None:
 
 def test_manual_calls_are_refused_in_threaded_mode(tmp_path: Path) -> None:
     host = native.RaftHost(1, str(tmp_path), applied={})
-    for call in (host.tick, host.drive, host.salvage):
+    for call in (host.tick, host.drive, host.due_us, host.salvage):
         with pytest.raises(RuntimeError, match="manual mode"):
             call()
     host.start()

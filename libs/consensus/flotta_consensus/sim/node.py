@@ -70,6 +70,8 @@ class SimNode(ABC):
         self._driver: Driver | None = None
         self._inbox: deque[Callable[[], None]] = deque()
         self._turn_scheduled = False
+        self._delays = False  # the host keeps things back
+        self._due_us: int | None = None  # the last time that was set for it to let them go
         self._at_rest = False  # nothing happened since the host last did all it had to do
         drift = 1 + (self.rng.random() - 0.5) * 0.04
         period_us = int(world.raft.tick_ms * US_PER_MS * drift)
@@ -145,9 +147,10 @@ class SimNode(ABC):
     def peer(self, node_num: int) -> SimNode | None:
         """The node that Raft frames for a number are sent to; None where nobody is known under it."""
 
-    def open_host(self, node_num: int, applied: dict[int, int]) -> Driver:
+    def open_host(self, node_num: int, applied: dict[int, int], *, apply_delay_ms: int = 0) -> Driver:
         """Open the log, given the applied indexes of the state machines by group."""
         raft = self.world.raft
+        self._delays = apply_delay_ms > 0
         try:
             self._host = flotta_native.RaftHost(
                 node_num,
@@ -163,6 +166,8 @@ class SimNode(ABC):
                 message_bytes_max=raft.message_bytes_max,
                 inflight_messages_max=raft.inflight_messages_max,
                 snapshot_timeout_ticks=raft.snapshot_timeout_ticks,
+                apply_delay_ms=apply_delay_ms,
+                in_step=raft.in_step,
             )
         except flotta_native.LogCorruption as damage:
             raise SafetyViolation(f"{self.name} refuses its own log after a crash: {damage}") from damage
@@ -197,6 +202,7 @@ class SimNode(ABC):
         self.failpoints.disarm()
         self.shipping.crashed()
         self._turn_scheduled = self.paused = False
+        self._due_us = None
         self._ticks_missed = 0
         self.turn_delay_us = 0
         lost = self.store.crash()
@@ -305,17 +311,33 @@ class SimNode(ABC):
         rounds = self._drive(self.host)
         effects = driver.turn(self.now_ms)
         self._carry_out(effects)
+        self._watch_due()
         return bool(rounds or effects)
 
     def _drive(self, host: flotta_native.RaftHost) -> int:
         """What a host let go before it died is on its way: nobody calls a packet back."""
         try:
-            return host.drive()
+            return host.drive(self.world.scheduler.now_us)
         except (flotta_native.FailpointReached, flotta_native.HostFailed):
             for node, frame in host.salvage().messages:
                 self.world.transcript.count("packets_of_the_dead")
                 self._send(node, frame)
             raise
+
+    def _watch_due(self) -> None:
+        """Look again when something that the host kept back is due."""
+        due_us = self.host.due_us() if self._delays else None
+        if due_us is None or due_us == self._due_us:
+            return
+        self._due_us = due_us
+        incarnation = self.incarnation
+
+        def due() -> None:
+            if self.incarnation == incarnation:
+                self.world.transcript.count("delays_ended")
+                self.run(lambda: None)
+
+        self.world.scheduler.at(due_us, due)
 
     def _carry_out(self, effects: Effects) -> None:
         transcript = self.world.transcript

@@ -41,7 +41,11 @@ class SimProcess(SimNode):
             for group, replica in keep
             if self.replicas.exists(group, replica)
         }
-        driver = self.open_host(self.number, {group: machine.applied_index() for group, machine in machines.items()})
+        driver = self.open_host(
+            self.number,
+            {group: machine.applied_index() for group, machine in machines.items()},
+            apply_delay_ms=self.world.raft.apply_delay_ms,
+        )
         held = set(self.host.groups())
         self._finish_removals(machines)
         for group in sorted(held):

@@ -7,7 +7,7 @@ fault that always fires hides what only happens without it. The defaults of ever
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flotta_consensus.sim.clock import stream
 from flotta_consensus.sim.network import NetworkProfile, PartitionMode
@@ -53,6 +53,12 @@ class RaftProfile:
     snapshot_timeout_ticks: int = 40
     compact_entries: int = 40  # compact a group's log once it holds more than this below the durable index
     flush_every_ms: int = 400
+    apply_delay_ms: int = 0  # of the hosts of storage: how late followers may hear of a commit, and apply it
+    in_step: bool = False  # the leaders of a host beat together
+
+    def describe_delays(self) -> str:
+        told = f"; commits told within {self.apply_delay_ms} ms" if self.apply_delay_ms else ""
+        return told + ("; leaders in step" if self.in_step else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class Profile:
             f"seed {self.seed}: {self.nodes} nodes, {self.groups} groups, {self.run_ms} ms, "
             f"faults {','.join(self.faults.enabled()) or 'none'}; loss {weather.loss:.3f} dup {weather.duplicate:.3f} "
             f"replay {weather.replay:.3f} reorder {weather.reorder} partition {weather.partition_mode.value}"
-            f"/{'sym' if weather.partition_symmetric else 'asym'} clog {weather.clog:.4f}"
+            f"/{'sym' if weather.partition_symmetric else 'asym'} clog {weather.clog:.4f}{self.raft.describe_delays()}"
         )
 
 
@@ -145,7 +151,14 @@ def draw_raft(rng: random.Random) -> RaftProfile:
     )
 
 
-def draw_profile(seed: int, *, run_ms: int = 20_000) -> Profile:
+def draw_delays(raft: RaftProfile, seed: int, *, plain: bool) -> RaftProfile:
+    """How late commits are told and applied, and whether leaders beat together. A seed that is `plain` has neither."""
+    rng = stream(seed, "profile/delays")
+    delay_ms, in_step = _maybe(rng, 0.7, 5, 50), rng.random() < 0.7
+    return raft if plain else replace(raft, apply_delay_ms=delay_ms, in_step=in_step)
+
+
+def draw_profile(seed: int, *, run_ms: int = 20_000, plain: bool = False) -> Profile:
     """The conditions of a seed; each part has its own stream, so one part can grow without changing the others."""
     shape = stream(seed, "profile/shape")
     return Profile(
@@ -155,5 +168,5 @@ def draw_profile(seed: int, *, run_ms: int = 20_000) -> Profile:
         run_ms=run_ms,
         network=draw_network(stream(seed, "profile/network")),
         faults=draw_faults(stream(seed, "profile/faults")),
-        raft=draw_raft(stream(seed, "profile/raft")),
+        raft=draw_delays(draw_raft(stream(seed, "profile/raft")), seed, plain=plain),
     )
