@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import flotta_native
-from flotta_runtime.tasks import start_in
 from flotta_runtime.turns import Turns
 
 from flotta_consensus.api import Failpoints, NoFailpoints, StateMachine
@@ -23,6 +22,7 @@ from flotta_consensus.core.effects import Effects
 from flotta_consensus.groups import Groups, HostClosed
 from flotta_consensus.jobs import Job, Jobs, Threads
 from flotta_consensus.opening import HostOptions, MissingMachine, Opened, open_replicas
+from flotta_consensus.tasks import start_in
 from flotta_consensus.transport import HostTransport, Transport
 
 __all__ = ["GroupHost", "HostClosed", "HostOptions", "MissingMachine"]

@@ -16,7 +16,6 @@ from typing import Any
 
 import flotta_native
 from flotta_runtime.links import Links, metadata_of
-from flotta_runtime.tasks import start_in
 
 from flotta_consensus.core.clock_bounds import PeerClocks
 from flotta_consensus.frame_link import PURPOSE, FrameLink
@@ -24,6 +23,7 @@ from flotta_consensus.grpc_transport import NOT_READY, STOPPING, WRONG_TOKEN, Gr
 from flotta_consensus.identity import DataDirectory, IdentityError
 from flotta_consensus.peer_identity import NODE_KEY, to_message
 from flotta_consensus.peer_link import Outgoing
+from flotta_consensus.tasks import start_in
 from flotta_consensus.transport import AddressBook, Receiver
 
 LINK_KEEPALIVE_MS = 2_000  # a peer that is silent for this long is asked, and given up after as long again

@@ -26,15 +26,6 @@ class TaskFailed(Exception):
         self.__cause__ = reason
 
 
-def start_in(group: asyncio.TaskGroup, work: Coroutine[Any, Any, object]) -> asyncio.Task[object] | None:
-    """Run `work` in `group`. None, and `work` is closed, if the group is ending: it takes nothing more then."""
-    try:
-        return group.create_task(work)
-    except RuntimeError:
-        work.close()
-        return None
-
-
 class Supervisor:
     """Owns the tasks of one service.
 

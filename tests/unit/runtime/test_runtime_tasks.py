@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from flotta_runtime.errors import InvariantError
-from flotta_runtime.tasks import Supervisor, TaskFailed, start_in
+from flotta_runtime.tasks import Supervisor, TaskFailed
 
 
 async def test_a_failing_critical_task_stops_the_others_and_is_named() -> None:
@@ -94,13 +94,3 @@ async def test_a_broken_invariant_reaches_the_fatal_handler() -> None:
     with pytest.raises(TaskFailed, match="two leaders"):
         await supervisor.wait()
     assert [str(error) for error in seen] == ["two leaders in one term"]
-
-
-async def test_a_group_that_is_ending_takes_nothing_more_and_the_work_is_closed() -> None:
-    work = asyncio.Event().wait()
-    async with asyncio.TaskGroup() as group:
-        started = start_in(group, asyncio.sleep(0, "done"))
-    assert started is not None and started.result() == "done"
-    assert start_in(group, work) is None
-    with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
-        work.send(None)
