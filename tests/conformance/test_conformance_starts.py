@@ -128,7 +128,13 @@ class Site:
     def copy(self, name: str, **changed: Any) -> Path:
         """A copy of a member's directory, with another identity if asked for."""
         target = self.tmp_path / f"{name}-copy"
-        shutil.copytree(self.data / name, target, ignore=shutil.ignore_patterns("lock", "LOCK"))
+        copied = False
+        while not copied:
+            try:
+                shutil.copytree(self.data / name, target, ignore=shutil.ignore_patterns("lock", "LOCK"))
+                copied = True
+            except shutil.Error:  # the member is at work, and has just done away with one of its files
+                shutil.rmtree(target)
         if changed:
             identity = target / "identity.json"
             identity.write_text(json.dumps({**json.loads(identity.read_text()), **changed}))

@@ -43,11 +43,11 @@ class Dev:
         return content
 
     def cli(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run([*FLOTTA, *arguments], env=self.environ, input=stdin, capture_output=True, timeout=30)
+        return subprocess.run([*FLOTTA, *arguments], env=self.environ, input=stdin, capture_output=True, timeout=90)
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=90)
 
 
 @contextmanager

@@ -281,12 +281,14 @@ async def test_kvdbs_raft_port_gets_clear_answers(one: Coordinators) -> None:
 
 
 async def test_the_failure_detector_writes_its_verdicts_into_the_map(tmp_path: Path) -> None:
-    cluster = Coordinators(tmp_path, 1, suspect_after_ms=400, dead_after_ms=1_200, liveness_check_ms=50)
+    cluster = Coordinators(tmp_path, 1, suspect_after_ms=1_000, dead_after_ms=1_500, liveness_check_ms=50)
     await cluster.start()
+    await cluster.leader()
     try:
         client = cluster.client("c1")
-        await join_nodes(client, 1)
         watch = client.watch(records=True)
+        assert not (await anext(watch)).full_state.nodes, "whoever looks later may miss the first of it"
+        await join_nodes(client, 1)
         seen: list[int] = []
         while not seen or seen[-1] != pb.DEAD:
             delta = await anext(watch)

@@ -112,7 +112,7 @@ def test_a_second_process_on_the_same_data_ends_with_one_sentence(tmp_path: Path
         run.announced()
         with dev(tmp_path) as second:
             assert second.announced() == ""
-            assert second.process.wait(timeout=30) == 1
+            assert second.process.wait(timeout=90) == 1
             assert second.process.stderr is not None
             assert b"in use by another process" in second.process.stderr.read()
         assert run.cli("put", "still", "works").returncode == 0
@@ -125,7 +125,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with dev(tmp_path, "--gateway-port", str(port)) as run:
             assert run.announced() == ""
-            assert run.process.wait(timeout=30) == 1
+            assert run.process.wait(timeout=90) == 1
             assert run.process.stderr is not None
             assert f"cannot listen on 127.0.0.1:{port}".encode() in run.process.stderr.read()
 
@@ -135,7 +135,7 @@ def test_a_secret_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "admin-api-key").chmod(0o644)
     with dev(tmp_path) as run:
         assert run.announced() == ""
-        assert run.process.wait(timeout=30) == 1
+        assert run.process.wait(timeout=90) == 1
         assert run.process.stderr is not None
         assert b"chmod 600" in run.process.stderr.read()
     assert not (tmp_path / "coordinator-1").exists()

@@ -108,7 +108,7 @@ async def test_the_only_voter_waits_for_nobody_when_it_stops(cluster: Cluster, m
 async def test_a_stream_is_greeted_before_anything_is_sent(cluster: Cluster) -> None:
     await cluster.open(1)
     stream = cluster.shards("node-1").Execute(metadata=METADATA)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await stream.initial_metadata()
     stream.cancel()
 

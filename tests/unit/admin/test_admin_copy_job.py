@@ -47,7 +47,7 @@ def made(**answers: list[Any]) -> tuple[Job, Any]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - any state at all, which nobody signals
             await asyncio.sleep(0.001)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import flotta_native as native
 from native_cluster import GROUP, replica
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 PATIENCE_MS = int(PATIENCE_S * 1000)
 FRAME = struct.Struct("<IB")
 DATA, PING, PONG, BYE = 4, 6, 7, 8

@@ -16,7 +16,7 @@ from typing import Any
 import flotta_native as native
 import grpc
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 UNARY, STREAM = "/test.Echo/Unary", "/test.Echo/Stream"
 METHODS = [(UNARY, False), (STREAM, True)]
 

@@ -14,7 +14,7 @@ import flotta_native as native
 import pytest
 from native_cluster import GROUP, replica
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Loopback:

@@ -210,7 +210,7 @@ async def get(port: int, files: TlsFiles | None, key: bytes = b"k") -> bytes | s
     connection = channel(f"127.0.0.1:{port}", tls=client_tls(files))
     try:
         stub = kvstore_pb2_grpc.KVServiceStub(connection.grpc)
-        return (await stub.Get(kvstore_pb2.KeyRequest(key=key), timeout=5)).value
+        return (await stub.Get(kvstore_pb2.KeyRequest(key=key), timeout=60)).value
     except grpc.aio.AioRpcError as error:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         return (error.details() or "") + hint(client_tls(files), error.details() or "")

@@ -36,7 +36,7 @@ def some(count: int) -> tuple[ReplicaTable, list[Machine]]:
 
 
 async def until_idle(compactor: Compactor, task: asyncio.Task[None]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while compactor.waiting and not task.done():  # noqa: ASYNC110 - nobody signals it
             await asyncio.sleep(0.005)
 
