@@ -12,7 +12,7 @@ import typer
 
 from flotta.cli_keys import Json, Timeout
 from flotta.cli_orders import Admin, KeyFile, Service, Wait, of_map, waited
-from flotta.cli_succession import recover_coordinators
+from flotta.cli_succession import recover_coordinators, replace_coordinator
 from flotta.cli_support import Exit, fail
 from flotta.cli_tables import console, table
 from flotta.errors import PreconditionFailedError
@@ -42,6 +42,14 @@ def recover(
         list[str] | None,
         typer.Option("--gone", metavar="COORDINATOR", help="A coordinator that is lost for good. May be repeated."),
     ] = None,
+    replace: Annotated[
+        str | None,
+        typer.Option(
+            "--replace",
+            metavar="COORDINATOR",
+            help="One coordinator that is lost for good while the others have a quorum: nothing is lost by it.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Wait = False,
@@ -52,15 +60,25 @@ def recover(
 ) -> None:
     """Let shards that lost their quorum for good go on from one surviving replica each, without what only the lost
     ones had. Refused while a quorum could still come back. `recover coordinators` is the same for the
-    coordinators themselves, and only looks without --unsafe."""
+    coordinators themselves, and only looks without --unsafe. `recover coordinators --replace NAME` gives up one of
+    them while the others have a quorum, and only looks without --yes."""
     if shards and COORDINATORS in shards:
         if shards != [COORDINATORS] or node:
             fail("the coordinators are recovered by themselves", Exit.USAGE, "leave out the shards and --node")
+        if replace:
+            if gone or unsafe:
+                fail("--replace loses nothing, and is for one", Exit.USAGE, "leave out --gone and --unsafe")
+            replace_coordinator(Service(admin, key_file, timeout), replace, meant=yes and not dry_run, json_=json_)
+            return
         meant = unsafe and not dry_run
         recover_coordinators(Service(admin, key_file, timeout), gone or [], meant=meant, yes=yes, json_=json_)
         return
-    if gone:
-        fail("--gone names lost coordinators", Exit.USAGE, "`flotta recover coordinators` takes it; nodes are --node")
+    if gone or replace:
+        fail(
+            "--gone and --replace name lost coordinators",
+            Exit.USAGE,
+            "`flotta recover coordinators` takes them; nodes are --node",
+        )
     if not unsafe:
         fail(f"this needs --unsafe: {WHY}", Exit.USAGE, "bring the nodes back if you can; --dry-run says what is lost")
     if not shards and not node:

@@ -1,4 +1,5 @@
-"""`flotta recover coordinators`: the coordinators lost their quorum for good, and one of them goes on alone."""
+"""`flotta recover coordinators`: the coordinators lost their quorum for good, and one of them goes on alone; or only
+one is lost for good, and the others go on without it."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ def recover_coordinators(service: Service, gone: list[str], *, meant: bool, yes:
     found = _asked(service, {"gone": gone, "dry_run": True})
     if not json_:
         _show(found)
+        console().print(f"newest map that anybody has seen: {found['seen_map_version']}")
+        _judge(found, "would go on")
     if meant and not found["refused"]:
         heir = found["node_id"]
         if not yes:
@@ -38,8 +41,27 @@ def recover_coordinators(service: Service, gone: list[str], *, meant: bool, yes:
         raise typer.Exit(Exit.CONDITION)
 
 
-def _asked(service: Service, body: dict[str, Any]) -> dict[str, Any]:
-    answer: dict[str, Any] = service.ask("post", "coordinators", "recover", body=body)
+def replace_coordinator(service: Service, lost: str, *, meant: bool, json_: bool) -> None:
+    """Show what every coordinator holds and whether that one may be given up; do it, if that is meant."""
+    found = _asked(service, {"node_id": lost, "dry_run": True}, "replace")
+    if not json_:
+        _show(found)
+        console().print(f"who votes: {', '.join(found['voters'])}")
+        _judge(found, "what would happen")
+    if meant and not found["refused"]:
+        found = _asked(service, {"node_id": lost}, "replace")
+        if not json_:
+            print(f"done: {found['message']}")
+    elif not json_ and not found["refused"]:
+        print(f"nothing was done; add --yes to do it: the data directory that {lost} had is refused from then on")
+    if json_:
+        print(json.dumps(found, indent=2))
+    if found["refused"]:
+        raise typer.Exit(Exit.CONDITION)
+
+
+def _asked(service: Service, body: dict[str, Any], order: str = "recover") -> dict[str, Any]:
+    answer: dict[str, Any] = service.ask("post", "coordinators", order, body=body)
     return answer
 
 
@@ -50,10 +72,9 @@ def _show(found: dict[str, Any]) -> None:
         if one["state"] != "ANSWERS":
             figures = [""] * len(figures)
         shown.add_row(one["node_id"], one["state"], *figures, one["leader_id"] or "")
-    out = console()
-    out.print(shown)
-    out.print(f"newest map that anybody has seen: {found['seen_map_version']}")
-    if found["refused"]:
-        out.print(f"refused: {found['refused']}", soft_wrap=True, markup=False)
-    else:
-        out.print(f"would go on: {found['message']}", soft_wrap=True, markup=False)
+    console().print(shown)
+
+
+def _judge(found: dict[str, Any], verdict: str) -> None:
+    said = f"refused: {found['refused']}" if found["refused"] else f"{verdict}: {found['message']}"
+    console().print(said, soft_wrap=True, markup=False)

@@ -233,8 +233,8 @@ class _Servicer(raft_pb2_grpc.RaftTransportServicer):
         context: Context,
     ) -> raft_pb2.Identity:
         await self._check_token(context)
-        asker = getattr(request, "from").node_id
-        return to_message(self._directory.identity, self._directory.peers.store_of_node(asker) if asker else "")
+        asker = getattr(request, "from")
+        return to_message(self._directory.identity, self._directory.peers.store_of_node(asker.node_id, asker.node_num))
 
     async def Frames(  # type: ignore[override]  # the reader-writer form that grpc.aio also takes
         self, request_iterator: AsyncIterator[raft_pb2.Frame], context: Context

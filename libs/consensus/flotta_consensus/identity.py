@@ -169,10 +169,11 @@ class PeerBook:
         self._path = path
         self._by_num: dict[int, PeerRecord] = _read_peers(path) if path.exists() else {}
 
-    def store_of_node(self, node_id: str) -> str:
-        """The store id on record for a node id (of its newest node number), or empty."""
-        numbers = [number for number, record in self._by_num.items() if record.node_id == node_id]
-        return self._by_num[max(numbers)].store_id if numbers else ""
+    def store_of_node(self, node_id: str, node_num: int = 0) -> str:
+        """The store id on record for a node id (of its newest node number), or empty. Empty, too, for whoever has a
+        newer number than that: it was given the place since, and is not met yet."""
+        newest = max((number for number, record in self._by_num.items() if record.node_id == node_id), default=0)
+        return self._by_num[newest].store_id if newest and node_num <= newest else ""
 
     def record_of(self, node_num: int) -> PeerRecord | None:
         return self._by_num.get(node_num)

@@ -1,7 +1,8 @@
-"""Coordinators that lost their quorum for good: asks all of them, and orders the recovery from the most complete one.
+"""Coordinators that are lost for good: asks all of them, and orders the recovery from the most complete one if the
+quorum is lost, or the replacement of one from the leader if it is not.
 
-Storage nodes are asked too, which version of the map they have seen: what the survivor lacks of it is lost, and has to
-be said.
+Before a recovery storage nodes are asked too, which version of the map they have seen: what the survivor lacks of it is
+lost, and has to be said.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from flotta_runtime.errors import InvalidArgument, PreconditionFailed
 from flotta_runtime.server import Channel, Dial
 from flotta_runtime.status import from_rpc_error
 
-from flotta_admin.core.succession import READABLE, SILENT, UNREADABLE, Held, Succession, choose
-from flotta_admin.core.succession_models import CoordinatorHolding, CoordinatorRecovery
+from flotta_admin.core.succession import READABLE, SILENT, UNREADABLE, Held, Succession, choose, leading
+from flotta_admin.core.succession_models import CoordinatorHolding, CoordinatorRecovery, CoordinatorReplacement
 from flotta_admin.probe import NodeOrders
 
 ASK_TIMEOUT_S = 2.0
-SEIZE_TIMEOUT_S = 15.0
+ORDER_TIMEOUT_S = 15.0
+NOBODY_LEADS = (
+    "no coordinator that answers knows a leader: wait some seconds, and if they have lost their quorum for good "
+    "let the last one go on alone (POST /admin/coordinators/recover)"
+)
 NOBODY_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -46,13 +51,7 @@ class Successions:
     async def _recover(
         self, channels: dict[str, Channel], gone: Collection[str], confirm: str, *, dry_run: bool
     ) -> CoordinatorRecovery:
-        asked = await self._ask(channels, self._addresses)
-        peers = {peer.node_id: peer.address for one in _surveys(asked).values() for peer in one.peers}
-        asked |= await self._ask(channels, [address for address in peers.values() if address not in asked])
-        surveys = _surveys(asked)
-        if not surveys:
-            raise PreconditionFailed("no coordinator answers, so there is none that could go on: start one")
-        states = {name: _state(name, surveys, asked.get(address)) for name, address in peers.items()}
+        surveys, peers, states = await self._look(channels)
         held = [_held(one) for one in surveys.values()]
         choice = choose(held, states, gone)
         if isinstance(choice, Succession) and not dry_run and confirm != choice.best.node_id:
@@ -89,6 +88,61 @@ class Successions:
         told = {"node_id": best.node_id, "message": message, "map_version": map_version}
         return answer.model_copy(update={**told, "refused": refused, "dry_run": dry_run})
 
+    async def replace(self, node_id: str, *, dry_run: bool) -> CoordinatorReplacement:
+        """Have the leader give it up, or only say what would be done, or why it is refused."""
+        channels: dict[str, Channel] = {}
+        try:
+            return await self._replace(channels, node_id, dry_run=dry_run)
+        finally:
+            for each in channels.values():
+                await each.close()
+
+    async def _replace(self, channels: dict[str, Channel], node_id: str, *, dry_run: bool) -> CoordinatorReplacement:
+        surveys, peers, states = await self._look(channels)
+        held = [_held(one) for one in surveys.values()]
+        leader = leading(held)
+        message, refused = "", ""
+        try:
+            if not leader:
+                raise PreconditionFailed(NOBODY_LEADS)
+            message = await self._give_up(channels, peers[leader], node_id, dry_run=dry_run)
+        except PreconditionFailed as error:
+            if not dry_run:
+                raise
+            refused = error.message
+        return CoordinatorReplacement(
+            message=message,
+            dry_run=dry_run,
+            refused=refused,
+            node_id=node_id,
+            leader_id=leader,
+            voters=_voters(held),
+            coordinators=_holdings(held, states),
+        )
+
+    async def _look(
+        self, channels: dict[str, Channel]
+    ) -> tuple[dict[str, pb.RosterSurvey], dict[str, str], dict[str, str]]:
+        """What those say that answer, the address of each that is configured, and how it answers."""
+        asked = await self._ask(channels, self._addresses)
+        peers = {peer.node_id: peer.address for one in _surveys(asked).values() for peer in one.peers}
+        asked |= await self._ask(channels, [address for address in peers.values() if address not in asked])
+        surveys = _surveys(asked)
+        if not surveys:
+            raise PreconditionFailed("no coordinator answers, so there is none that could go on: start one")
+        return surveys, peers, {name: _state(name, surveys, asked.get(address)) for name, address in peers.items()}
+
+    async def _give_up(self, channels: dict[str, Channel], address: str, node_id: str, *, dry_run: bool) -> str:
+        channel = channels.get(address) or self._dial(address)
+        channels[address] = channel
+        stub = roster_pb2_grpc.RosterStub(channel.grpc)
+        request = pb.ReplaceCoordinatorRequest(node_id=node_id, dry_run=dry_run)
+        try:
+            reply = await stub.Replace(request, timeout=ORDER_TIMEOUT_S, metadata=channel.metadata)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return str(reply.message)
+
     async def _ask(self, channels: dict[str, Channel], addresses: Collection[str]) -> dict[str, pb.RosterSurvey | str]:
         """What answers at each address: a survey, SILENT or UNREADABLE."""
 
@@ -116,7 +170,7 @@ class Successions:
         channel = channels[address]
         stub = roster_pb2_grpc.RosterStub(channel.grpc)
         try:
-            return await stub.Seize(request, timeout=SEIZE_TIMEOUT_S, metadata=channel.metadata)
+            return await stub.Seize(request, timeout=ORDER_TIMEOUT_S, metadata=channel.metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
@@ -149,8 +203,26 @@ def _held(one: pb.RosterSurvey) -> Held:
 
 
 def _answer(held: list[Held], states: dict[str, str], seen: int) -> CoordinatorRecovery:
+    return CoordinatorRecovery(
+        message="",
+        dry_run=False,
+        refused="",
+        node_id="",
+        map_version=0,
+        seen_map_version=seen,
+        voters=_voters(held),
+        coordinators=_holdings(held, states),
+    )
+
+
+def _voters(held: list[Held]) -> list[str]:
+    """As the one with the most complete log has it."""
+    return sorted(max(held, key=lambda one: one.rank).voters)
+
+
+def _holdings(held: list[Held], states: dict[str, str]) -> list[CoordinatorHolding]:
     by_name = {one.node_id: one for one in held}
-    known = [
+    return [
         CoordinatorHolding(
             node_id=name,
             state=state.upper(),
@@ -162,14 +234,3 @@ def _answer(held: list[Held], states: dict[str, str], seen: int) -> CoordinatorR
         )
         for name, state in sorted(states.items())
     ]
-    fullest = max(held, key=lambda one: one.rank)
-    return CoordinatorRecovery(
-        message="",
-        dry_run=False,
-        refused="",
-        node_id="",
-        map_version=0,
-        seen_map_version=seen,
-        voters=sorted(fullest.voters),
-        coordinators=known,
-    )

@@ -7,8 +7,9 @@ names the cluster; the others take the name over. Who is who is put on record be
 formed cluster can tell an impostor. Later starts need nobody's answer; they only stop when those who do answer say
 that this is not the directory they know.
 
-Where the coordinators have been recovered, because most of them were lost for good, an empty directory need not ask
-them all: the leader gives it a number that nobody has had, in the place that its name has.
+Where the coordinators have been recovered, because most of them were lost for good, or one of them was given up while
+the others had a quorum, an empty directory need not ask them all: the leader gives it a number that nobody has had, in
+the place that its name has.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from flotta_runtime.logging import get_logger
 from flotta_runtime.server import Channel, Dial
 from flotta_runtime.status import from_rpc_error
 
+from flotta_coordinator.core.roster_transitions import unless_replaced
 from flotta_coordinator.group import Coordinators
 from flotta_coordinator.roster import ask
 
@@ -135,7 +137,8 @@ def agree(
         if answer.known_store_id not in ("", mine.store_id):
             raise StartupError(
                 f"{said.node_id} knows {mine.node_id} with another data directory (store {answer.known_store_id}); "
-                "this one is empty, and a coordinator that lost its directory cannot come back under its old name"
+                "this one is empty, and a coordinator that lost its directory cannot come back under its old name, "
+                f"{unless_replaced(mine.node_id)}"
             )
     named = sorted({answer.identity.cluster_id for answer in answers.values()} - {""})
     if len(named) > 1:
@@ -157,11 +160,13 @@ async def _ask_all(
             numbers = list(channels)
             asked = await asyncio.gather(*(_ask(channels[number], mine, _ASK_TIMEOUT_MS) for number in numbers))
             answers = {number: answer for number, answer in zip(numbers, asked, strict=True) if answer is not None}
+            is_open = False
             for number, answer in answers.items():
                 admitted = await _admission(channels[number], mine) if answer.identity.cluster_id else None
-                if admitted is not None:
+                if isinstance(admitted, roster_pb2.AdmitCoordinatorResponse):
                     return admitted
-            if len(answers) == len(channels):
+                is_open = is_open or admitted is not None
+            if len(answers) == len(channels) and not is_open:
                 return answers
             if rounds % _SAY_EVERY == 0:
                 silent = [coordinators.name(number) for number in numbers if number not in answers]
@@ -182,6 +187,10 @@ def _others(coordinators: Coordinators) -> dict[int, str]:
     }
 
 
+class Later:
+    """The place is open, and nobody could give a number for the moment."""
+
+
 class Refused(StartupError):
     """A peer does not take our token."""
 
@@ -200,11 +209,11 @@ async def _ask(target: Channel, mine: Identity, timeout_ms: int) -> Answer | Non
     return Answer.of(reply)
 
 
-async def _admission(target: Channel, mine: Identity) -> roster_pb2.AdmitCoordinatorResponse | None:
-    """The number that recovered coordinators give this directory; None where they were never recovered, or cannot tell
-    for the moment. StartupError if they refuse it."""
+async def _admission(target: Channel, mine: Identity) -> roster_pb2.AdmitCoordinatorResponse | Later | None:
+    """The number that the coordinators give this directory; None where this name was never given up, as far as that one
+    knows. StartupError if they refuse it."""
     said = await ask(target, roster_pb2.CoordinatorIdentity(node_id=mine.node_id, store_id=mine.store_id))
-    if not isinstance(said, roster_pb2.RosterSurvey) or not said.identity.generation:
+    if not isinstance(said, roster_pb2.RosterSurvey) or not (said.admits or said.identity.generation):
         return None
     request = roster_pb2.AdmitCoordinatorRequest(node_id=mine.node_id, store_id=mine.store_id)
     stub = roster_pb2_grpc.RosterStub(target.grpc)
@@ -216,7 +225,7 @@ async def _admission(target: Channel, mine: Identity) -> roster_pb2.AdmitCoordin
         meant = from_rpc_error(error)
         if isinstance(meant, PreconditionFailed):
             raise StartupError(f"the coordinators do not take {mine.node_id} in: {meant.message}") from error
-        return None
+        return Later()
     return admitted
 
 

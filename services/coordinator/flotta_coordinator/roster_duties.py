@@ -1,7 +1,8 @@
-"""The leader brings coordinators that were admitted after a recovery into the group, one step at a time.
+"""The leader takes coordinators that were given up out of the group, and brings those that were admitted into it, one
+step at a time.
 
-First without a vote, and with one once they have caught up. Every step looks at what is committed; nothing is
-remembered, so a new leader goes on where the last one stopped.
+Whoever was given up goes first. Whoever comes has no vote until it has caught up. Every step looks at what is
+committed; nothing is remembered, so a new leader goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -40,17 +41,19 @@ class RosterDuties:
         while True:
             await asyncio.sleep(LOOK_MS / 1000)
             roster = self._member.store.state().roster
-            if roster.generation and self._member.leadership.session is not None:
+            if (roster.generation or roster.replaced) and self._member.leadership.session is not None:
                 await self._look(roster)
 
     async def _look(self, roster: Roster) -> None:
         members = self._host.machine(GROUP).members()
-        coming = missing(roster, members)
-        status = await self._host.status(GROUP) if coming else None
+        going, coming = leaving(roster, members), missing(roster, members)
+        status = await self._host.status(GROUP) if going or coming else None
         if status is None or members.outgoing:
             return
         close = max(1, status.last_index - CATCH_UP_ENTRIES)
-        change = next_change(coming, members, [one for one in coming if status.matched.get(one, 0) >= close])
+        near = [one for one in coming if status.matched.get(one, 0) >= close]
+        # A leader that was given up itself hears of that, and ends: it is removed by the next one.
+        change = next_change([one for one in going if one != status.replica], coming, members, near)
         if change is None:
             return
         outcome = await self._host.change_membership(GROUP, [change], CHANGE_TIMEOUT_MS)
@@ -59,14 +62,21 @@ class RosterDuties:
             self._log.info("coordinators changed", coordinator=name, to=change[0], index=outcome.index)
 
 
+def leaving(roster: Roster, members: Members) -> list[int]:
+    """Replicas that were given up and are members still."""
+    return [one for one in (*members.voters, *members.learners) if node_of(one) in roster.replaced]
+
+
 def missing(roster: Roster, members: Members) -> list[int]:
     """Replicas that were admitted and have no vote yet, in the order of their admission."""
     voting = {node_of(voter) for voter in members.voters}
     return [replica_id(seat.node_num, 1) for seat in roster.seats if seat.node_num not in voting]
 
 
-def next_change(coming: list[int], members: Members, near: list[int]) -> MembershipChange | None:
-    """The one thing to do now: a vote for who has caught up, before a place for the next."""
+def next_change(going: list[int], coming: list[int], members: Members, near: list[int]) -> MembershipChange | None:
+    """The one thing to do now: whoever was given up goes, then who has caught up votes, then the next gets a place."""
+    if going:
+        return "remove", going[0]
     for replica in coming:
         if replica in members.learners and replica in near:
             return "voter", replica

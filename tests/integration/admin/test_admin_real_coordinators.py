@@ -145,7 +145,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield made
 
 
-async def test_bootstrap_refusals_and_a_restart(stack: AsyncExitStack, tmp_path: Path) -> None:
+async def test_bootstrap_refusals_a_restart_and_a_replacement(stack: AsyncExitStack, tmp_path: Path) -> None:
     cluster = await stack.enter_async_context(trio(tmp_path))
     service = await stack.enter_async_context(
         admin(cluster.addresses, call_timeout_ms=20_000, request_timeout_ms=60_000)
@@ -184,6 +184,7 @@ async def test_bootstrap_refusals_and_a_restart(stack: AsyncExitStack, tmp_path:
     assert after["map_version"] >= before["map_version"]
     assert after["partitioning"] == before["partitioning"]
     assert after["shards"] == before["shards"]
+    await give_one_up(cluster, web)
 
 
 async def test_many_callers_at_once(stack: AsyncExitStack, tmp_path: Path) -> None:
@@ -217,3 +218,33 @@ async def test_many_callers_at_once(stack: AsyncExitStack, tmp_path: Path) -> No
         after = (await web.get("/admin/cluster/summary")).json()
         assert (after["total_nodes"], after["total_shards"]) == (2, 8)
         assert after["map_version"] == before["map_version"]
+
+
+async def give_one_up(cluster: Trio, web: httpx.AsyncClient) -> None:
+    """One of three is lost for good; the service knows only some of the coordinators, and finds the leader."""
+
+    async def asked(name: str, **more: Any) -> tuple[int, dict[str, Any]]:
+        await asyncio.sleep(0.05)
+        answer = await web.post("/admin/coordinators/replace", json={"node_id": name, **more})
+        return answer.status_code, answer.json()
+
+    status, looked = await asked("coordinator-9", dry_run=True)
+    while not looked["leader_id"]:
+        status, looked = await asked("coordinator-9", dry_run=True)
+    assert status == 200 and "not coordinator-9" in looked["refused"] and not looked["message"]
+    leader = looked["leader_id"]
+    lost = next(name for name in ("coordinator-3", "coordinator-2") if name != leader)
+    status, refused = await asked(lost)
+    while f"{lost} is not lost" not in refused["message"]:
+        status, refused = await asked(lost)
+    assert status == 412
+    await cluster.running.pop(lost).stop()
+    for dry_run in (True, False):
+        status, found = await asked(lost, dry_run=dry_run)
+        while status == 412 or found.get("refused"):  # it was heard of a moment ago
+            status, found = await asked(lost, dry_run=dry_run)
+        assert (status, found["dry_run"], found["refused"]) == (200, dry_run, ""), found
+        assert f"{lost} is given up: " in found["message"] and lost in found["voters"]
+        assert {one["node_id"]: one["state"] for one in found["coordinators"]}[lost] == "SILENT"
+    reasons = {one["kind"]: one["reason"] for one in (await web.get("/admin/decisions")).json()["decisions"]}
+    assert f"{lost} is lost for good" in reasons["coordinator-given-up"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flotta_admin.core.succession import READABLE, SILENT, UNREADABLE, Held, Succession, choose
+from flotta_admin.core.succession import READABLE, SILENT, UNREADABLE, Held, Succession, choose, leading
 
 LOST = {"c1": READABLE, "c2": READABLE, "c3": SILENT, "c4": SILENT, "c5": SILENT}
 GONE = ("c3", "c4", "c5")
@@ -54,3 +54,8 @@ def test_the_term_is_the_greatest_that_anybody_knows() -> None:
 def test_refusal_is_the_rule(survivors: list[Held], states: dict[str, str], gone: tuple[str, ...], words: str) -> None:
     choice = choose(survivors, states, gone)
     assert isinstance(choice, str) and words in choice
+
+
+def test_the_leader_is_that_of_the_latest_term() -> None:
+    behind, ahead, unsure = held("c1", term=4, leader_id="c5"), held("c2", term=7, leader_id="c3"), held("c4", term=9)
+    assert leading([behind, ahead, unsure]) == "c3" and leading([unsure]) == "" and leading([]) == ""

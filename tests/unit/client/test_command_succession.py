@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 Run = Callable[..., Any]
 ROUTE = "POST /admin/coordinators/recover"
+REPLACE = "POST /admin/coordinators/replace"
 GONE = ("--gone", "c2", "--gone", "c3")
 
 
@@ -79,9 +80,38 @@ def test_the_name_of_who_goes_on_is_to_be_typed(recover: Run, admin: FakeAdmin, 
     assert ("start c2, c3 with empty data directories" in ended.stdout) == (exit_code == 0)
 
 
+def replacement(refused: str = "") -> dict[str, Any]:
+    shown = {name: value for name, value in answer(refused).items() if not name.endswith("map_version")}
+    return shown | {"message": "" if refused else "c3 is given up", "node_id": "c3", "leader_id": "c1"}
+
+
+def test_a_replacement_only_looks_without_yes(recover: Run, admin: FakeAdmin) -> None:
+    admin.answers = {REPLACE: replacement()}
+    for arguments in (("--replace", "c3"), ("--replace", "c3", "--yes", "--dry-run")):
+        ended = recover(*arguments)
+        assert ended.exit_code == 0 and "what would happen: c3 is given up" in ended.stdout, ended.output
+        assert "nothing was done; add --yes" in ended.stdout and "who votes: c1, c2, c3" in ended.stdout
+    assert bodies(admin) == [{"node_id": "c3", "dry_run": True}] * 2
+
+
+def test_a_replacement_is_ordered_with_yes_and_never_when_it_is_refused(recover: Run, admin: FakeAdmin) -> None:
+    admin.answers = {REPLACE: replacement()}
+    ended = recover("--replace", "c3", "--yes")
+    assert ended.exit_code == 0 and "done: c3 is given up" in ended.stdout
+    assert bodies(admin) == [{"node_id": "c3", "dry_run": True}, {"node_id": "c3"}]
+    admin.answers = {REPLACE: replacement("c3 is not lost: it answers c1")}
+    ended = recover("--replace", "c3", "--yes")
+    assert ended.exit_code == 3 and "refused: c3 is not lost" in ended.stdout and "done" not in ended.stdout
+    assert json.loads(recover("--replace", "c3", "--yes", "--json").stdout)["refused"]
+    assert [body["dry_run"] for body in bodies(admin)[2:]] == [True, True]
+
+
 def test_flags_that_do_not_belong_together(recover: Run, admin: FakeAdmin) -> None:
     assert recover("shard-0").exit_code == 2 and recover("--node", "node-1").exit_code == 2
     assert CliRunner().invoke(cli.build(), ["recover", "--unsafe", "shard-0", "--gone", "c2"]).exit_code == 2
+    for flag in (("--unsafe",), ("--gone", "c2")):
+        assert recover("--replace", "c3", *flag).exit_code == 2
+    assert CliRunner().invoke(cli.build(), ["recover", "--unsafe", "shard-0", "--replace", "c2"]).exit_code == 2
     assert not admin.asked
 
 

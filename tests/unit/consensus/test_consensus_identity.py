@@ -106,6 +106,8 @@ def test_peers_are_remembered_durably_and_impostors_refused(tmp_path: Path) -> N
         again.peers.record(2, "node-2", "store-b")
     again.peers.record(5, "node-2", "store-b")  # a replaced node: a new number
     assert again.peers.store_of_node("node-2") == "store-b"
+    assert again.peers.store_of_node("node-2", 2) == again.peers.store_of_node("node-2", 5) == "store-b"
+    assert again.peers.store_of_node("node-2", 7) == ""  # replaced once more, and not met yet
     with pytest.raises(IdentityError, match="introduced itself"):
         again.peers.record(6, "", "store")
     again.close()

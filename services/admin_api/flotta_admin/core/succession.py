@@ -44,6 +44,12 @@ class Succession:
     seen_term: int
 
 
+def leading(held: Sequence[Held]) -> str:
+    """The leader that those know who answer, of the latest term; empty if they know none."""
+    led = [one for one in held if one.leader_id]
+    return max(led, key=lambda one: one.term).leader_id if led else ""
+
+
 def choose(held: Sequence[Held], states: Mapping[str, str], gone: Collection[str]) -> Succession | str:
     """Who goes on, or a sentence why nobody should. `states`: every configured coordinator, and how it answers."""
     for name in sorted(gone):

@@ -1,4 +1,4 @@
-"""What is asked and answered when the coordinators lost their quorum for good."""
+"""What is asked and answered when one coordinator is lost for good, or their quorum is."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ class RecoverCoordinatorsRequest(Request):
         max_length=ID_CHARS_MAX,
         description="The coordinator that would go on, as a dry run says. Not needed for a dry run.",
     )
+
+
+class ReplaceCoordinatorRequest(Request):
+    """Gives up one coordinator that is lost for good while the others have a quorum."""
+
+    node_id: StrictStr = Field(
+        min_length=1, max_length=ID_CHARS_MAX, description="The coordinator whose data directory is lost for good."
+    )
+    dry_run: StrictBool = Field(default=False, description="Only say what would be done, or why not.")
 
 
 class CoordinatorHolding(Answer):
@@ -44,3 +53,15 @@ class CoordinatorRecovery(Answer):
     seen_map_version: int = Field(description="The greatest version that a coordinator or storage node has seen.")
     voters: list[str] = Field(description="Who votes, as the one with the most complete log has it.")
     coordinators: list[CoordinatorHolding] = Field(description="All of them.")
+
+
+class CoordinatorReplacement(Answer):
+    """That a coordinator is given up, or would be, or why it should not."""
+
+    message: str = Field(description="What happens now, in a sentence; empty if it is refused.")
+    dry_run: bool = Field(description="True: nothing was done.")
+    refused: str = Field(description="Of a dry run: why it would be refused; empty if it would be done.")
+    node_id: str = Field(description="The coordinator that is given up.")
+    leader_id: str = Field(description="The coordinator that leads, and answers for this; empty: none does.")
+    voters: list[str] = Field(description="Who voted when this was asked.")
+    coordinators: list[CoordinatorHolding] = Field(description="All of them, when this was asked.")

@@ -13,7 +13,12 @@ from flotta_runtime.errors import InvalidArgument, NotFound, PreconditionFailed
 
 from flotta_admin import recovering
 from flotta_admin.core import convert, models
-from flotta_admin.core.succession_models import CoordinatorRecovery, RecoverCoordinatorsRequest
+from flotta_admin.core.succession_models import (
+    CoordinatorRecovery,
+    CoordinatorReplacement,
+    RecoverCoordinatorsRequest,
+    ReplaceCoordinatorRequest,
+)
 from flotta_admin.http_errors import check_accepted
 from flotta_admin.routes import (
     BAD_REQUEST,
@@ -157,6 +162,12 @@ def router(context: Context) -> APIRouter:
         """The coordinators lost their quorum for good: let the most complete of them go on alone. Refused while a
         quorum could come back. What only the lost ones had is gone, and the order cannot be called off."""
         return await context.successions.recover(frozenset(body.gone), body.confirm, dry_run=body.dry_run)
+
+    @routes.post("/coordinators/replace", responses={**BAD_REQUEST, 412: CONFLICT[412]})
+    async def replace_coordinator(body: ReplaceCoordinatorRequest) -> CoordinatorReplacement:
+        """One coordinator is lost for good: go on without its data directory, and let an empty one take its place.
+        Refused unless the others are a quorum. Nothing is lost by it."""
+        return await context.successions.replace(body.node_id, dry_run=body.dry_run)
 
     @routes.post("/shards/{shard_id}/cancel", responses=refusals)
     async def cancel_move(shard_id: ShardIdPath) -> models.Order:

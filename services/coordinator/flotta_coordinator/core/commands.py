@@ -307,6 +307,15 @@ class RecoverCoordinators:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaceCoordinator:
+    """One coordinator is lost for good, and the others go on without its data directory."""
+
+    node_id: str
+    place: int  # among the configured ones, from 1
+    node_num: int  # of the directory that is given up
+
+
+@dataclass(frozen=True, slots=True)
 class AdmitCoordinator:
     """An empty data directory takes the place of a coordinator that was given up."""
 
@@ -346,6 +355,7 @@ Command = (
     | GiveUp
     | SetNotes
     | RecoverCoordinators
+    | ReplaceCoordinator
     | AdmitCoordinator
 )
 
@@ -380,6 +390,7 @@ NAMES: dict[str, type[Command]] = {
     "give_up.1": GiveUp,
     "set_notes.1": SetNotes,
     "recover_coordinators.1": RecoverCoordinators,
+    "replace_coordinator.1": ReplaceCoordinator,
     "admit_coordinator.1": AdmitCoordinator,
 }
 _NAME_OF = {kind: name for name, kind in NAMES.items()}

@@ -1,7 +1,9 @@
-"""Whether a coordinator may go on alone, and who was given up by one that did. Pure.
+"""Whether a coordinator may go on alone, or without one of the others, and who was given up by that. Pure.
 
-Refused wherever a quorum could still come back: every other member must either be known to be lost for good, and then
-be silent, or answer, and then hold no more than the one that goes on. Of two recoveries the later one counts.
+Going on alone is refused wherever a quorum could still come back: every other member must either be known to be lost
+for good, and then be silent, or answer, and then hold no more than the one that goes on. Of two recoveries the later
+one counts. Giving up one of a quorum is refused unless those that stay and answer are a quorum with it and without it:
+with it they commit its removal, without it they go on.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def is_given_up(roster: Roster, cluster_id: str, asker: Asker) -> bool:
         return False
     if any((seat.node_num, seat.store_id) == (asker.node_num, asker.store_id) for seat in roster.seats):
         return False
-    return (roster.generation, roster.recovered_ms) > (asker.generation, asker.recovered_ms)
+    mine, theirs = (roster.generation, roster.recovered_ms), (asker.generation, asker.recovered_ms)
+    return mine > theirs or (mine == theirs and asker.node_num in roster.replaced)
 
 
 def why_not_alone(
@@ -79,3 +82,32 @@ def why_not_alone(
     if has_quorum(sum(voter in answering for voter in mine.voters), len(mine.voters)):
         return "the coordinators that answer are a quorum: they will elect a leader by themselves"
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the coordinators stand, as their leader sees them, when one of them is to be given up."""
+
+    leader: str
+    voters: int  # how many vote now
+    staying: frozenset[str]  # those of them that were not given up before
+    in_touch: frozenset[str]  # those that follow the leader, and itself
+    answers: bool  # the one in question, with the data directory that it is known with
+    heard: bool  # it was heard of lately, though it does not answer
+
+
+def why_not_replaced(name: str, standing: Standing) -> str:
+    """Why `name` must not be given up now; empty if it may."""
+    leader = standing.leader
+    if name == leader:
+        return f"{name} is not lost: it leads the coordinators"
+    if standing.answers:
+        return f"{name} is not lost: it answers {leader}"
+    if standing.heard:
+        return f"{leader} has heard of {name} a moment ago: ask again in some seconds, if it stays silent"
+    staying = standing.staying - {name}
+    here = staying & standing.in_touch
+    if has_quorum(len(here), len(staying)) and has_quorum(len(here), standing.voters):
+        return ""
+    silent = ", ".join(sorted(staying - here))
+    return f"without {name} those that answer are no quorum: start {silent} first"

@@ -206,7 +206,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A coordinator that takes part since the last recovery."""
+    """A coordinator that takes part: the heir of a recovery, or one that was admitted since."""
 
     node_id: str
     node_num: int
@@ -221,13 +221,15 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """Who the coordinators are since they last lost their quorum for good; before, the configured ones are."""
+    """Who the coordinators are. Before the first recovery they are the configured ones, but those that were replaced;
+    afterwards only those with seats."""
 
     generation: int = 0  # how often they were recovered
     recovered_ms: int = 0  # group time of the last recovery
     admitted: int = 0  # data directories that were given a number since the first one
     seats: tuple[Seat, ...] = ()  # the heir's first
     unseen: tuple[Numbers, ...] = ()  # numbers of nodes that lost coordinators may have welcomed
+    replaced: tuple[int, ...] = ()  # coordinators' numbers that were given up one by one since the last recovery
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ from flotta_coordinator.core.commands import (
     RecoverShard,
     RegisterNode,
     RemoveNode,
+    ReplaceCoordinator,
     ReportCopy,
     ReportShardLeader,
     ReportShards,
@@ -112,5 +113,6 @@ _TRANSITIONS: dict[type[Command], Callable[[Draft, Any], Applied]] = {
     GiveUp: planner_transitions.give_up,
     SetNotes: planner_transitions.set_notes,
     RecoverCoordinators: roster_transitions.recover_coordinators,
+    ReplaceCoordinator: roster_transitions.replace_coordinator,
     AdmitCoordinator: roster_transitions.admit_coordinator,
 }
